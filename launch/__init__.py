@@ -1,0 +1,1 @@
+"""A recipe becomes ranks. Only worker, shard, finetune and inference import torch."""
