@@ -1,0 +1,1 @@
+"""On a node, outliving the command: starts the job's ranks, watches them, ends them."""

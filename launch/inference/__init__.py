@@ -1,0 +1,1 @@
+"""Pipelined generation: requests, the groups that keep all stages busy, sampling."""

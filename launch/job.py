@@ -1,0 +1,234 @@
+"""A job: its id, its spec, its states, and its folder on a node. Read and written by the command line, the agent and the ranks."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from cluster.errors import FailedError, WrongInputError
+from cluster.files import write_atomically
+from launch.inference.request import Request
+from launch.split import Cut
+
+M = TypeVar("M", bound=BaseModel)
+
+StateName = Literal["staging", "starting", "running", "ready", "succeeded", "failed", "stopped"]
+ENDED: frozenset[str] = frozenset({"succeeded", "failed", "stopped"})
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class RankSpec(_Frozen):
+    """One rank: the node it runs on and the layers it holds."""
+
+    rank: int
+    node: str
+    start: int
+    end: int
+
+
+class JobSpec(_Frozen):
+    """All that a rank needs to know, the same on every node. Holds no secret."""
+
+    id: str
+    created: str
+    version: str
+    recipe: dict[str, Any]
+    layers: int
+    ranks: tuple[RankSpec, ...]
+    master_addr: str
+    embedded: bool
+    strategy: str = "pipeline"
+    source: str = ""
+    env: dict[str, str] = {}
+    requests: tuple[Request, ...] = ()
+
+    @property
+    def world_size(self) -> int:
+        """How many ranks the job has."""
+        return len(self.ranks)
+
+    def cut(self, rank: int) -> Cut:
+        """The layers of one rank."""
+        return Cut(self.ranks[rank].start, self.ranks[rank].end, self.layers)
+
+
+class JobState(_Frozen):
+    """Where a job stands, as its agent last wrote it."""
+
+    state: StateName
+    attempt: int = 1
+    reason: str = ""
+    fix: str = ""
+    agent_pid: int | None = None
+    rank_pids: dict[int, int] = {}
+    updated: str = ""
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing of the job runs any more."""
+        return self.state in ENDED
+
+
+class JobFolder:
+    """`$SPARKCTL_HOME/jobs/ID`: the one place where a job's files lie on a node."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.spec_file = path / "spec.json"
+        self.state_file = path / "state.json"
+        self.metrics = path / "metrics.jsonl"
+        self.tensorboard = path / "tensorboard"
+        self.adapter = path / "adapter"
+        self.model = path / "model"
+        self.answers = path / "answers.jsonl"
+        self.agent_log = path / "agent.log"
+        self._lock_file = path / "agent.lock"
+
+    @property
+    def id(self) -> str:
+        """The job's id, which is the folder's name."""
+        return self.path.name
+
+    def log(self, rank: int) -> Path:
+        """What the rank printed, standard output and error together."""
+        return self.path / f"rank{rank}.log"
+
+    def spec(self) -> JobSpec:
+        """The job as it was planned.
+
+        Raises:
+            FailedError: the file is missing or damaged.
+        """
+        return self._load(self.spec_file, JobSpec)
+
+    def state(self) -> JobState:
+        """Where the job stands. A job whose agent is gone without a word counts as failed."""
+        written = self._load(self.state_file, JobState)
+        if written.ended or written.state == "staging" or self.supervised():
+            return written
+        written = self._load(self.state_file, JobState)  # the agent may have ended, and said so, between the two looks
+        if written.ended:
+            return written
+        return written.model_copy(
+            update={
+                "state": "failed",
+                "reason": "its agent is gone without having said why",
+                "fix": f"look at {self.agent_log}",
+            }
+        )
+
+    def write_state(self, state: JobState) -> None:
+        """Replace the state file in one step."""
+        now = datetime.now(UTC).isoformat(timespec="milliseconds")
+        write_atomically(self.state_file, state.model_copy(update={"updated": now}).model_dump_json(indent=1).encode())
+
+    @contextmanager
+    def supervising(self) -> Iterator[None]:
+        """Hold the agent's lock, which the kernel gives up when the agent dies, however it dies."""
+        with self._lock_file.open("ab") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise FailedError(f"job {self.id} has an agent already", "`sparkctl jobs` shows its state") from None
+            yield
+
+    def supervised(self) -> bool:
+        """Whether an agent is alive for this job."""
+        try:
+            with self._lock_file.open("rb") as file:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except FileNotFoundError:
+            return False
+        except BlockingIOError:
+            return True
+        return False
+
+    @staticmethod
+    def _load(path: Path, model: type[M]) -> M:
+        try:
+            return model.model_validate_json(path.read_bytes())
+        except (OSError, ValidationError) as error:
+            raise FailedError(
+                f"{path}: cannot be read ({type(error).__name__})", "the job's folder is damaged; remove it"
+            ) from None
+
+
+def home() -> Path:
+    """`$SPARKCTL_HOME`, else ~/.sparkctl: for the owner's eyes only, made on first use."""
+    path = Path(os.environ.get("SPARKCTL_HOME") or "~/.sparkctl").expanduser().absolute()
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return path
+
+
+def new_id(name: str) -> str:
+    """A job id: the recipe's name and four hex digits, unused so far."""
+    while True:
+        candidate = f"{name}-{secrets.token_hex(2)}"
+        if not (home() / "jobs" / candidate).exists():
+            return candidate
+
+
+def create(spec: JobSpec) -> JobFolder:
+    """Make the job's folder on this node: complete, or not at all."""
+    jobs = home() / "jobs"
+    jobs.mkdir(mode=0o700, exist_ok=True)
+    unfinished = jobs / f".{spec.id}.new"
+    unfinished.mkdir(mode=0o700)
+    try:
+        draft = JobFolder(unfinished)
+        write_atomically(draft.spec_file, spec.model_dump_json(indent=1).encode())
+        draft.write_state(JobState(state="staging"))
+        unfinished.rename(jobs / spec.id)
+    except BaseException:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        raise
+    return JobFolder(jobs / spec.id)
+
+
+def folders() -> list[JobFolder]:
+    """The jobs of this node, oldest first."""
+    jobs = home() / "jobs"
+    found = [
+        JobFolder(path) for path in jobs.glob("*/") if not path.name.startswith(".") and (path / "spec.json").is_file()
+    ]
+    return sorted(found, key=lambda folder: (folder.spec_file.stat().st_mtime_ns, folder.id))
+
+
+def find(given: str) -> JobFolder:
+    """The job whose id is `given`, or the only one whose id starts or ends so.
+
+    Raises:
+        WrongInputError: no job, or several, fit.
+    """
+    known = folders()
+    exact = [folder for folder in known if folder.id == given]
+    fitting = exact or [folder for folder in known if folder.id.startswith(given) or folder.id.endswith(f"-{given}")]
+    if len(fitting) == 1:
+        return fitting[0]
+    if not fitting:
+        raise WrongInputError(f"{given}: no such job", "`sparkctl jobs --all` lists them")
+    raise WrongInputError(
+        f"{given}: fits {len(fitting)} jobs: {', '.join(folder.id for folder in fitting[-5:])}", "give more of the id"
+    )
+
+
+def last_metrics(folder: JobFolder) -> dict[str, Any]:
+    """The newest logged step, or nothing."""
+    try:
+        lines = folder.metrics.read_text(encoding="utf-8").splitlines()
+        return dict(json.loads(lines[-1])) if lines else {}
+    except (OSError, ValueError):
+        return {}

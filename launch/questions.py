@@ -1,0 +1,81 @@
+"""Questions to a model: the inference recipe that a fine-tuned job implies, and the answers as they come."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from cluster.errors import RefusedError, WrongInputError
+from launch.inference.request import Request, Sampling
+from launch.job import JobFolder
+from launch.recipe import FinetuneRecipe, InferenceRecipe, parse_dump
+from launch.rows import Turn
+
+
+def recipe_for(folder: JobFolder) -> InferenceRecipe:
+    """The recipe that asks what the fine-tune in `folder` made, over as many nodes as it was trained on.
+
+    Raises:
+        RefusedError: the job is no fine-tune, or has no result.
+    """
+    recipe = parse_dump(folder.spec().recipe)
+    if not isinstance(recipe, FinetuneRecipe):
+        raise RefusedError(f"job {folder.id} is no fine-tune", "ask a fine-tuned job, or an inference recipe")
+    state = folder.state().state
+    if state != "succeeded":
+        raise RefusedError(f"job {folder.id} is {state}: it has no result to ask", f"sparkctl logs {folder.id}")
+    full = recipe.adapter == "full"
+    return InferenceRecipe(
+        kind="inference",
+        name=f"ask-{recipe.name}",
+        nodes=recipe.nodes,
+        base_model=str(folder.model) if full else recipe.base_model,
+        adapter_path=None if full else str(folder.adapter),
+        max_model_len=recipe.sequence_len,
+    )
+
+
+def requests(texts: Sequence[str], *, max_tokens: int, sampling: Sampling) -> tuple[Request, ...]:
+    """One request for each question.
+
+    Raises:
+        WrongInputError: a question is empty.
+    """
+    if any(not text.strip() for text in texts):
+        raise WrongInputError("the question is empty", "sparkctl ask JOB 'your question'")
+    return tuple(
+        Request(id=i, turns=(Turn("user", text),), max_tokens=max_tokens, sampling=sampling)
+        for i, text in enumerate(texts)
+    )
+
+
+@dataclass
+class Answer:
+    """What has come of one answer so far."""
+
+    question: str
+    text: str = ""
+    tokens: int = 0
+    finish_reason: str = ""
+
+
+@dataclass
+class Answers:
+    """All answers of a job, filled from the lines of its answers.jsonl."""
+
+    of: dict[int, Answer] = field(default_factory=dict)
+
+    @classmethod
+    def to(cls, asked: Iterable[Request]) -> Answers:
+        """No answers yet."""
+        return cls({request.id: Answer(request.turns[-1].content) for request in asked})
+
+    def take(self, entry: dict[str, Any]) -> str:
+        """Add one line; returns the text that it brought."""
+        answer = self.of[entry["request"]]
+        piece = str(entry.get("text", ""))
+        answer.text += piece
+        answer.finish_reason = str(entry.get("finish_reason", answer.finish_reason))
+        answer.tokens = int(entry.get("tokens", answer.tokens))
+        return piece

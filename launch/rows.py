@@ -1,0 +1,124 @@
+"""The rows of a dataset: read, checked and named by file and line, without torch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from cluster.errors import WrongInputError
+
+RowType = Literal["chat_template", "alpaca", "completion", "qa"]
+
+_ROLES = {"system": "system", "user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant"}
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One message of a conversation."""
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True)
+class Row:
+    """Either a conversation, whose assistant turns are learned, or plain `text`, learned whole."""
+
+    turns: tuple[Turn, ...] = ()
+    text: str = ""
+
+
+def read(path: Path, row_type: RowType) -> Iterator[Row]:
+    """Yield the rows of a JSONL file, in order.
+
+    Raises:
+        WrongInputError: the file is missing or empty, a line is no JSON or lacks what `row_type` needs; names file and line.
+    """
+    if not path.is_file():
+        what = "is a folder" if path.is_dir() else "no such dataset file"
+        raise WrongInputError(
+            f"{path}: {what}", "give `datasets[].path` a .jsonl file; `sparkctl dataset SOURCE -o FILE` makes one"
+        )
+    empty = True
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            if line.strip():
+                empty = False
+                yield _row(line, row_type, f"{path}:{number}")
+    if empty:
+        raise WrongInputError(f"{path}: the dataset is empty", "it needs at least one line of JSON")
+
+
+def _row(line: bytes, row_type: RowType, where: str) -> Row:
+    try:
+        data = json.loads(line)
+    except ValueError as error:
+        reason = getattr(error, "msg", "not UTF-8")
+        raise WrongInputError(
+            f"{where}: no JSON ({reason})", "each line of a .jsonl dataset is one JSON object"
+        ) from None
+    if not isinstance(data, dict):
+        raise WrongInputError(f"{where}: expected a JSON object, found {type(data).__name__}", _EXPECTED[row_type])
+    try:
+        return _PARSERS[row_type](data)
+    except _MissingError as missing:
+        raise WrongInputError(f"{where}: {missing}", _EXPECTED[row_type]) from None
+
+
+class _MissingError(Exception):
+    """What a row lacks, in words."""
+
+
+def _text(data: dict[str, Any], key: str, *, empty: bool = False) -> str:
+    value = data.get(key)
+    if value is None and empty:
+        return ""
+    if not isinstance(value, str):
+        found = "is missing" if value is None else f"is no text ({type(value).__name__})"
+        raise _MissingError(f"{key}: {found}")
+    if not value.strip() and not empty:
+        raise _MissingError(f"{key}: is empty")
+    return value
+
+
+def _qa(data: dict[str, Any]) -> Row:
+    return Row(turns=(Turn("user", _text(data, "question")), Turn("assistant", _text(data, "answer"))))
+
+
+def _completion(data: dict[str, Any]) -> Row:
+    return Row(text=_text(data, "text"))
+
+
+def _alpaca(data: dict[str, Any]) -> Row:
+    context = _text(data, "input", empty=True)
+    question = _text(data, "instruction") + (f"\n\n{context}" if context else "")
+    return Row(turns=(Turn("user", question), Turn("assistant", _text(data, "output"))))
+
+
+def _chat(data: dict[str, Any]) -> Row:
+    messages = data.get("messages", data.get("conversations"))
+    if not isinstance(messages, list) or not messages:
+        raise _MissingError("messages: is missing or no list")
+    turns = []
+    for index, message in enumerate(messages):
+        if not isinstance(message, dict):
+            raise _MissingError(f"messages[{index}]: is no object")
+        role = _ROLES.get(str(message.get("role", message.get("from"))))
+        if role is None:
+            raise _MissingError(f"messages[{index}]: role must be one of system, user, assistant")
+        turns.append(Turn(role, _text(message, "content" if "content" in message else "value")))
+    if not any(turn.role == "assistant" for turn in turns):
+        raise _MissingError("messages: no assistant turn to learn from")
+    return Row(turns=tuple(turns))
+
+
+_PARSERS = {"qa": _qa, "completion": _completion, "alpaca": _alpaca, "chat_template": _chat}
+_EXPECTED = {
+    "qa": 'a row of type qa looks like {"question": "...", "answer": "..."}',
+    "completion": 'a row of type completion looks like {"text": "..."}',
+    "alpaca": 'a row of type alpaca looks like {"instruction": "...", "input": "...", "output": "..."}',
+    "chat_template": 'a row of type chat_template looks like {"messages": [{"role": "user", "content": "..."}, ...]}',
+}

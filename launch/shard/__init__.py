@@ -1,0 +1,1 @@
+"""A model becomes stages: pruned and loaded (stage), joined to its neighbours (handoff)."""

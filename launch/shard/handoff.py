@@ -1,0 +1,85 @@
+"""Tensors between neighbouring stages: hidden states go forward, gradients and tokens come back.
+
+Each direction has its own communicator, because NCCL works off one communicator's sends and receives strictly in order:
+with a single one, two stages that send to each other at the same time would wait for each other for ever.
+Nothing is pickled: both ends know shape and dtype.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+# Sends whose buffers are still held; past this the oldest is waited for, which bounds memory.
+IN_FLIGHT = 16
+
+
+class Handoff:
+    """This rank's two directions. In a world of one every call that would need a neighbour is an error of the caller."""
+
+    def __init__(self, device: torch.device, timeout: timedelta | None = None) -> None:
+        self.device = device
+        self.rank = dist.get_rank() if dist.is_initialized() else 0
+        self.world = dist.get_world_size() if dist.is_initialized() else 1
+        self._sends: deque[tuple[dist.Work, torch.Tensor]] = deque()
+        alone = self.world == 1
+        self._forward = None if alone else dist.new_group(timeout=timeout)
+        self._backward = None if alone else dist.new_group(timeout=timeout)
+
+    def send_forward(self, tensor: torch.Tensor, tag: int = 0) -> None:
+        """Start sending `tensor` to the next stage; returns at once."""
+        self._send(tensor, self.rank + 1, self._forward, tag)
+
+    def recv_forward(
+        self, shape: tuple[int, ...], dtype: torch.dtype, *, device: torch.device | None = None, tag: int = 0
+    ) -> torch.Tensor:
+        """Wait for a tensor of the previous stage."""
+        return self._recv(shape, dtype, self.rank - 1, self._forward, device, tag)
+
+    def send_backward(self, tensor: torch.Tensor, tag: int = 0) -> None:
+        """Start sending `tensor` to the previous stage; returns at once."""
+        self._send(tensor, self.rank - 1, self._backward, tag)
+
+    def recv_backward(self, shape: tuple[int, ...], dtype: torch.dtype, tag: int = 0) -> torch.Tensor:
+        """Wait for a tensor of the next stage."""
+        return self._recv(shape, dtype, self.rank + 1, self._backward, None, tag)
+
+    def return_tokens(self, tokens: torch.Tensor, tag: int) -> None:
+        """On the last stage: start sending sampled token ids, int64 on the CPU, to the first."""
+        self._send(tokens, 0, self._backward, tag)
+
+    def await_tokens(self, rows: int, tag: int) -> tuple[dist.Work, torch.Tensor]:
+        """On the first stage: start receiving the last stage's token ids; wait on the work, then read the tensor."""
+        buffer = torch.empty(rows, dtype=torch.int64)
+        work = dist.irecv(buffer, src=self.world - 1, group=self._backward, tag=tag)
+        assert work is not None
+        return work, buffer
+
+    def flush(self) -> None:
+        """Wait until every send has left."""
+        while self._sends:
+            self._sends.popleft()[0].wait()
+
+    def _send(self, tensor: torch.Tensor, to: int, group: dist.ProcessGroup | None, tag: int) -> None:
+        held = tensor.detach().contiguous()
+        work = dist.isend(held, dst=to, group=group, tag=tag)
+        assert work is not None
+        self._sends.append((work, held))
+        while len(self._sends) > IN_FLIGHT:
+            self._sends.popleft()[0].wait()
+
+    def _recv(
+        self,
+        shape: tuple[int, ...],
+        dtype: torch.dtype,
+        source: int,
+        group: dist.ProcessGroup | None,
+        device: torch.device | None,
+        tag: int,
+    ) -> torch.Tensor:
+        buffer = torch.empty(shape, dtype=dtype, device=device or self.device)
+        dist.recv(buffer, src=source, group=group, tag=tag)
+        return buffer

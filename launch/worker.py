@@ -1,0 +1,135 @@
+"""A rank: reads the job's spec, joins its group, and trains or answers.
+
+Started by the agent, or by torchrun with the same environment variables:
+
+    torchrun --nproc-per-node 2 -m sparkctl worker JOB_FOLDER
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import socket
+import sys
+import traceback
+from datetime import timedelta
+from pathlib import Path
+
+from cluster.errors import SparkctlError
+from launch.agent.report import Report, Reporter
+from launch.job import JobFolder, JobSpec
+
+# Not what finds a hang (the agent does): long enough that a slow first load on one side never trips it.
+GROUP_TIMEOUT = timedelta(minutes=30)
+
+
+def main(folder: str) -> int:
+    """Run this rank to its end; returns its exit status."""
+    reporter = Reporter()
+    _die_with_parent()
+    try:
+        _run(JobFolder(Path(folder)), reporter)
+    except SparkctlError as error:
+        print(f"error: {error.message}\n{error.fix}", file=sys.stderr)  # noqa: T201 - the rank's log
+        reporter.tell(
+            Report("failed", kind="input" if error.status == 2 else "crash", message=error.message, fix=error.fix)
+        )
+        return error.status
+    except Exception as error:
+        traceback.print_exc()
+        reporter.tell(Report("failed", kind="peer" if _is_echo(error) else "crash", message=_first_line(error)))
+        return 1
+    return 0
+
+
+def _run(folder: JobFolder, reporter: Reporter) -> None:
+    spec = folder.spec()
+    reporter.tell(Report("loading"))
+    import torch
+
+    if spec.embedded and spec.world_size > 1:
+        device = torch.device("cpu")
+    else:
+        device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+    rank = join(spec, device)
+    torch.manual_seed(int(spec.recipe.get("seed") or 0))
+    if spec.recipe["kind"] == "finetune":
+        from launch.finetune import loop
+
+        loop.run(folder, spec, rank, device, reporter)
+    else:
+        from launch.inference import batch
+
+        batch.run(folder, spec, rank, device, reporter)
+    leave()
+
+
+def join(spec: JobSpec, device: object) -> int:
+    """Join the job's process group; returns this rank.
+
+    The store is made on a socket that is bound to the master address: torchrun's own listens on every interface. Its keys begin
+    with the attempt's number, so a rank left over from an earlier attempt cannot join this one.
+    """
+    import torch.distributed as dist
+    from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]  # its __init__ takes them by a star
+
+    rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    if world != spec.world_size:
+        raise SparkctlError(
+            f"rank {rank}: started in a world of {world}, but the job has {spec.world_size} ranks",
+            "start as many ranks as the plan has",
+        )
+    if world == 1:
+        return rank
+    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    serve = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+    listening = _listening_socket(host, port) if serve else None
+    store = TCPStore(host, port, world, is_master=serve, timeout=timedelta(seconds=120), master_listen_fd=listening)
+    attempt = os.environ.get("SPARKCTL_ATTEMPT", os.environ.get("TORCHELASTIC_RESTART_COUNT", "1"))
+    backend = "gloo" if str(device) == "cpu" else "cpu:gloo,cuda:nccl"
+    dist.init_process_group(
+        backend, store=PrefixStore(f"attempt-{attempt}", store), rank=rank, world_size=world, timeout=GROUP_TIMEOUT
+    )
+    if dist.get_world_size() != spec.world_size:
+        raise SparkctlError(
+            f"rank {rank}: joined a world of {dist.get_world_size()} instead of {spec.world_size}", "report this"
+        )
+    return rank
+
+
+def leave() -> None:
+    """Leave the group together, so that no rank mistakes the other's orderly end for a failure."""
+    import torch.distributed as dist
+
+    if dist.is_initialized():
+        dist.barrier()
+        dist.destroy_process_group()
+
+
+def _listening_socket(host: str, port: int) -> int:
+    given = os.environ.get("SPARKCTL_STORE_FD")
+    return int(given) if given else socket.create_server((host, port)).detach()
+
+
+def _die_with_parent() -> None:
+    """Ask the kernel to end this rank when its agent dies, however that happens."""
+    if sys.platform != "linux":
+        return
+    parent = os.getppid()
+    ctypes.CDLL(None, use_errno=True).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+    if os.getppid() != parent:  # it died before the kernel was asked
+        sys.exit(1)
+
+
+def _is_echo(error: Exception) -> bool:
+    """Whether the failure is only that another rank went away."""
+    import torch.distributed as dist
+
+    text = str(error)
+    return isinstance(error, dist.DistError) or "gloo/transport" in text or "Connection closed by peer" in text
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

@@ -1,0 +1,136 @@
+"""`ask`: questions to a fine-tuned job or to an inference recipe, answered by the model split over the pair."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from sparkctl import __version__
+from sparkctl.options import Options, common
+
+if TYPE_CHECKING:
+    from launch.questions import Answer, Answers
+    from launch.start import Prepared
+
+
+@click.command()
+@click.argument("target", metavar="JOB|RECIPE")
+@click.argument("questions", nargs=-1, required=True, metavar="TEXT...")
+@click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Replace a key of the inference recipe; may be repeated.",
+)
+@click.option("--max-tokens", type=click.IntRange(min=1), default=256, show_default=True, help="The longest answer.")
+@click.option(
+    "--temperature", type=click.FloatRange(0, 10), default=0.0, show_default=True, help="0 takes the likeliest words."
+)
+@click.option("--top-p", type=click.FloatRange(0, 1, min_open=True), default=1.0, show_default=True)
+@click.option(
+    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="The same seed draws the same answer."
+)
+@common
+def ask(
+    options: Options,
+    target: str,
+    questions: tuple[str, ...],
+    overrides: tuple[str, ...],
+    max_tokens: int,
+    temperature: float,
+    top_p: float,
+    seed: int,
+) -> int:
+    """Ask JOB (a fine-tune) or RECIPE (kind: inference) one or more questions, answered side by side."""
+    from launch.inference.request import Sampling
+    from launch.questions import requests
+
+    asked = requests(
+        questions, max_tokens=max_tokens, sampling=Sampling(temperature=temperature, top_p=top_p, seed=seed)
+    )
+    answers = answer(options, _prepare(options, target, overrides), asked)
+    if options.json:
+        rows = [
+            {"question": a.question, "answer": a.text, "tokens": a.tokens, "finish_reason": a.finish_reason}
+            for a in answers.of.values()
+        ]
+        click.echo(json.dumps(rows, indent=1, ensure_ascii=False))
+    return 0
+
+
+def answer(options: Options, prepared: Prepared, asked: tuple, *, show: bool = True) -> Answers:  # type: ignore[type-arg]
+    """Run the requests as a job of their own and return the answers; a single one is shown as it is written.
+
+    The job is removed when it has answered: its questions are the user's own business.
+    """
+    import shutil
+
+    from launch import start
+    from launch.follow import follow
+    from launch.questions import Answers
+    from sparkctl import jobs, run
+
+    answers = Answers.to(asked)
+    stream = show and not options.json and len(asked) == 1
+    if show:
+        _introduce(options, prepared)
+    folder = start.start(prepared, version=__version__, requests=asked)
+    try:
+        for update in follow(folder, folder.answers):
+            for entry in update.entries:
+                piece = answers.take(entry)
+                if stream:
+                    click.echo(piece, nl=False)
+        if update.state.state != "succeeded":
+            raise run.failure(folder, update.state)
+    except KeyboardInterrupt:
+        jobs.end(folder)
+        raise
+    finally:
+        if folder.state().state in ("succeeded", "stopped"):
+            shutil.rmtree(folder.path)
+    if stream:
+        click.echo()
+    elif show and not options.json:
+        _print_all(list(answers.of.values()))
+    return answers
+
+
+def _prepare(options: Options, target: str, overrides: tuple[str, ...]) -> Prepared:
+    from cluster.errors import WrongInputError
+    from launch import job, questions, start
+    from launch.recipe import InferenceRecipe
+
+    inventory = options.inventory()
+    if Path(target).suffix not in (".yaml", ".yml"):
+        if overrides:
+            raise WrongInputError(
+                "--set goes with a recipe file, not with a job", f"sparkctl ask {target} 'your question'"
+            )
+        return start.prepare(questions.recipe_for(job.find(target)), inventory, source=target)
+    prepared = start.prepare_file(Path(target), overrides, inventory)
+    if not isinstance(prepared.recipe, InferenceRecipe):
+        raise WrongInputError(
+            f"{target}: kind: {prepared.recipe.kind} cannot be asked", "run it, then ask the job that it makes"
+        )
+    return prepared
+
+
+def _introduce(options: Options, prepared: Prepared) -> None:
+    from sparkctl import show
+
+    if options.json or options.quiet:
+        return
+    click.secho(show.banner(prepared.inventory), dim=True, err=True)
+    held = "; ".join(f"rank {rank.rank}: {rank.cut}" for rank in prepared.plan.ranks)
+    click.secho(f"{prepared.card.folder.name}, {held}", dim=True, err=True)
+
+
+def _print_all(answers: list[Answer]) -> None:
+    for index, one in enumerate(answers):
+        click.echo(("\n" if index else "") + click.style(one.question, bold=True))
+        click.echo(one.text)

@@ -1,0 +1,137 @@
+"""How plans and progress look: tables and bars on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Task, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from cluster.inventory import Inventory
+    from launch.start import Prepared
+
+EMBEDDED = "embedded pair: two ranks on this machine over loopback (gloo), no Spark involved"
+
+
+def banner(inventory: Inventory) -> str:
+    """Which pair is used, in one line."""
+    if inventory.embedded:
+        return EMBEDDED
+    return f"pair: {inventory.head.name} (rank 0) and {inventory.peer.name} (rank 1)"
+
+
+def size(count: float) -> str:
+    """Bytes in binary units, three digits."""
+    for unit in ("B", "KiB", "MiB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1024
+    return f"{count:,.3g} GiB" if count < 1000 else f"{count:,.0f} GiB"
+
+
+def plan_table(prepared: Prepared) -> Table:
+    """Who holds what."""
+    card, plan = prepared.card, prepared.plan
+    title = f"{card.folder.name}: {card.parameters:,} parameters, {size(card.total_bytes)}, {card.layers} layers, {plan.strategy}"
+    table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, header_style="dim")
+    table.add_column("rank", justify="right")
+    table.add_column("node")
+    table.add_column("holds")
+    table.add_column("weights", justify="right")
+    table.add_column("share", justify="right")
+    for rank in plan.ranks:
+        share = f"{rank.weight_bytes / card.total_bytes:.0%}"
+        table.add_row(str(rank.rank), rank.node, str(rank.cut), size(rank.weight_bytes), share)
+    return table
+
+
+def print_table(table: Table) -> None:
+    """On standard output."""
+    Console(highlight=False, soft_wrap=False).print(table)
+
+
+class TrainingView:
+    """The progress of a fine-tune: one bar on a terminal, one line a logged step elsewhere."""
+
+    def __init__(self, name: str, *, quiet: bool) -> None:
+        self._console = Console(highlight=False)
+        self._quiet = quiet
+        self._live = self._console.is_terminal and not quiet
+        self._progress = _bar(self._console)
+        self._task = self._progress.add_task(name, total=None, note="loading")
+        self._printed_at = 0.0
+
+    def __enter__(self) -> TrainingView:
+        if self._live:
+            self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._live:
+            self._progress.stop()
+
+    def state(self, name: str) -> None:
+        """The job's state moved."""
+        if self._live:
+            self._progress.update(self._task, note=name)
+
+    def entries(self, entries: Iterable[dict[str, Any]]) -> None:
+        """New lines of metrics.jsonl."""
+        for entry in entries:
+            if self._live:
+                self._update(entry)
+            elif not self._quiet and self._due(entry):
+                self._console.print(line(entry), soft_wrap=True)
+
+    def _update(self, entry: dict[str, Any]) -> None:
+        if "loss" in entry:
+            note = f"loss {entry['loss']:.3f}  accuracy {entry['token_accuracy']:.0%}  {entry['tokens_per_s']:,.0f} tokens/s"
+            self._progress.update(self._task, completed=entry["step"], total=entry["total_steps"], note=note)
+        else:
+            self._progress.console.print(line(entry))
+
+    def _due(self, entry: dict[str, Any]) -> bool:
+        """In a file or a pipe: evaluations, the last step, and otherwise a line every five seconds."""
+        now = time.monotonic()
+        if "loss" in entry and entry["step"] not in (1, entry["total_steps"]) and now < self._printed_at + 5:
+            return False
+        self._printed_at = now
+        return True
+
+
+def line(entry: dict[str, Any]) -> str:
+    """One logged step, or one evaluation, in words."""
+    if "eval_loss" in entry:
+        return f"step {entry['step']}: evaluation loss {entry['eval_loss']:.4f}, token accuracy {entry['eval_token_accuracy']:.1%}"
+    return (
+        f"step {entry['step']}/{entry['total_steps']}: epoch {entry['epoch']:.2f}, loss {entry['loss']:.4f}, "
+        f"grad norm {entry['grad_norm']:.3f}, learning rate {entry['learning_rate']:.2e}, "
+        f"token accuracy {entry['token_accuracy']:.1%}, {entry['tokens_per_s']:,.0f} tokens/s"
+    )
+
+
+class _Steps(ProgressColumn):
+    """How many steps of how many, once that is known."""
+
+    def render(self, task: Task) -> Text:
+        return Text(f"{int(task.completed)}/{int(task.total)}" if task.total else "", style="bold")
+
+
+def _bar(console: Console) -> Progress:
+    return Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=28),
+        _Steps(),
+        TextColumn("{task.fields[note]}"),
+        TimeRemainingColumn(compact=True),
+        console=console,
+    )

@@ -1,0 +1,8 @@
+"""Settings that must stand before torch is first imported."""
+
+import os
+
+# One thread: ranks share two cores, and sums must be taken in one order for two ranks and one process to be compared to the bit.
+os.environ["OMP_NUM_THREADS"] = "1"
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
