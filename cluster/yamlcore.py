@@ -44,7 +44,12 @@ def load(text: str, at: Callable[[int], str]) -> Located:
 
 def dotted(path: KeyPath) -> str:
     """A key path as people write it: `datasets.0.path`."""
-    return ".".join(str(part) for part in path)
+    return ".".join(printable(str(part)) for part in path)
+
+
+def printable(text: str) -> str:
+    """The text itself, or escaped where it would break a message's line or talk to the terminal."""
+    return text if text.isprintable() else ascii(text)[1:-1]
 
 
 class _CoreLoader(yaml.SafeLoader):
@@ -164,7 +169,7 @@ class _Builder:
         convert = _SCALARS.get(node.tag)
         if convert is None or not isinstance(node, yaml.ScalarNode):
             raise WrongInputError(
-                f"{self._at(line)}: the tag {node.tag.replace(_TAG, '!!')} means nothing here", "remove it"
+                f"{self._at(line)}: the tag {printable(node.tag.replace(_TAG, '!!'))} means nothing here", "remove it"
             )
         try:
             return convert(node.value)

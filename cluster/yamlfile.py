@@ -21,7 +21,7 @@ from pydantic_core import ErrorDetails
 
 from cluster import yamlcore
 from cluster.errors import WrongInputError
-from cluster.yamlcore import KeyPath, dotted
+from cluster.yamlcore import KeyPath, dotted, printable
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -113,8 +113,10 @@ def override(document: Document, assignments: Sequence[str], spelled: Mapping[st
         key, equals, text = assignment.partition("=")
         parts = key.strip().split(".")
         if not equals or not all(parts):
-            raise WrongInputError(f"--set {assignment}: expected KEY=VALUE", "for example --set learning_rate=1e-4")
-        origin = f"--set {key}={_shown_text(parts, text)}"
+            raise WrongInputError(
+                f"--set {_short(assignment)}: expected KEY=VALUE", "for example --set learning_rate=1e-4"
+            )
+        origin = f"--set {_short(key)}={_shown_text(parts, text)}"
         value = yamlcore.load(text, functools.partial(_at_origin, origin)).data
         synonyms = [other for other in data if _same(other, parts[0], spelled or {})]
         if len(parts) == 1:
@@ -135,7 +137,7 @@ def parse(model: type[M], document: Document) -> M:
     Validated as strict JSON: lists may become tuples and text may become addresses, but nothing else is coerced.
 
     Raises:
-        WrongInputError: the first problem in the file's order; its second line counts the others.
+        WrongInputError: the first problem in the file's order, missing keys last; its second line counts the others.
     """
     try:
         return model.model_validate_json(json.dumps(document.data), strict=True)
@@ -184,10 +186,14 @@ def _at_origin(origin: str, _line: int) -> str:
 
 
 def _shown_text(parts: Sequence[str], text: str) -> str:
-    """The value of a `--set`, on one line and short; hidden where it may be a secret (`env.HF_TOKEN=...`)."""
+    """The value of a `--set`; hidden where it may be a secret (`env.HF_TOKEN=...`)."""
     if (len(parts) > 1 and SECRET_NAME.search(parts[-1])) or ("{" in text and SECRET_NAME.search(text)):
         return "***"
-    line = " ".join(text.split())
+    return _short(text)
+
+
+def _short(text: str) -> str:
+    line = printable(" ".join(text.split()))
     return line if len(line) <= 60 else line[:57] + "..."
 
 
@@ -283,7 +289,9 @@ def _problem(model: type[BaseModel], document: Document, detail: ErrorDetails) -
     owner = _model_at(model, path[:-1])
     if detail["type"] == "missing":
         info = owner.model_fields.get(str(path[-1])) if owner else None
-        return _Problem.at(document, path, "is missing", ((info and info.description) or "").rstrip("."))
+        problem = _Problem.at(document, path, "is missing", ((info and info.description) or "").rstrip("."))
+        # After what stands in a line: a key is often missing because it is misspelt there.
+        return replace(problem, order=(2 * problem.order[0], problem.order[1]))
     if detail["type"] == "extra_forbidden":
         siblings = functools.reduce(lambda data, step: data[step], path[:-1], document.data)
         return _Problem.at(document, path, _unknown(owner, siblings, str(path[-1])))

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from jinja2 import TemplateError
+
 from cluster.errors import WrongInputError
 from launch.rows import Row, Turn
 
@@ -38,7 +40,8 @@ def encode_row(tokenizer: Any, row: Row) -> Sample:
     """Turn a row of a dataset into a sample: assistant turns are learned, or the whole text of a plain one.
 
     Raises:
-        WrongInputError: the template rewrites earlier turns, so that prompts in training would differ from those when asking.
+        WrongInputError: the template refuses the conversation, or rewrites earlier turns, so that prompts in training would
+            differ from those when asking.
     """
     if not row.turns:
         plain = tuple(tokenizer(row.text).input_ids)
@@ -47,28 +50,71 @@ def encode_row(tokenizer: Any, row: Row) -> Sample:
         return Sample(plain, plain)
     ids: list[int] = []
     labels: list[int] = []
-    done = ""
-    for index, turn in enumerate(row.turns):
-        if turn.role != "assistant":
-            continue
-        prompt = _render(tokenizer, row.turns[:index], ask=True)
-        answered = _render(tokenizer, row.turns[: index + 1], ask=False)
-        if not (prompt.startswith(done) and answered.startswith(prompt)):
-            raise WrongInputError(
-                "the model's chat template rewrites earlier turns of a conversation, so its labels cannot be told",
-                "use rows with a single answer each",
-            )
-        # Encoded apart, so that no token spans prompt and answer: when the model is asked, the prompt stands alone.
-        context, answer = (_ids(tokenizer, text) for text in (prompt[len(done) :], answered[len(prompt) :]))
+    try:
+        exchanges, _ = _exchanges(tokenizer, row.turns)
+    except WrongInputError as wrong:
+        raise WrongInputError(f"{row.where}: {wrong.message}" if row.where else wrong.message, wrong.fix) from None
+    for exchange in exchanges:
+        context, answer = _ids(tokenizer, exchange.context), _ids(tokenizer, exchange.answer)
         ids += context + answer
         labels += [IGNORED] * len(context) + answer
-        done = answered
     return Sample(tuple(ids), tuple(labels))
 
 
 def encode_prompt(tokenizer: Any, turns: Sequence[Turn]) -> list[int]:
-    """Token ids of a conversation that waits for the assistant's answer."""
-    return _ids(tokenizer, _render(tokenizer, turns, ask=True))
+    """Token ids of a conversation that waits for the assistant's answer, cut into pieces as in training.
+
+    Raises:
+        WrongInputError: the template refuses the conversation.
+    """
+    prompt = _render(tokenizer, turns, ask=True)
+    try:
+        exchanges, done = _exchanges(tokenizer, turns)
+    except _RewrittenError:  # then it was not trained on such a conversation either
+        return _ids(tokenizer, prompt)
+    if not prompt.startswith(done):
+        return _ids(tokenizer, prompt)
+    ids = [id for one in exchanges for text in (one.context, one.answer) for id in _ids(tokenizer, text)]
+    return ids + _ids(tokenizer, prompt[len(done) :])
+
+
+class _RewrittenError(WrongInputError):
+    """The template does not render the start of a conversation as the start of the whole."""
+
+
+@dataclass(frozen=True)
+class _Exchange:
+    """An answer as it is rendered, and what is rendered between it and the answer before.
+
+    They are encoded apart, so that no token spans prompt and answer: when the model is asked, the prompt stands alone.
+    """
+
+    context: str
+    answer: str
+
+
+def _exchanges(tokenizer: Any, turns: Sequence[Turn]) -> tuple[list[_Exchange], str]:
+    """Every answer of a conversation, and all the text up to the last one's end."""
+    found: list[_Exchange] = []
+    done = ""
+    for index, turn in enumerate(turns):
+        if turn.role != "assistant":
+            continue
+        prompt = _render(tokenizer, turns[:index], ask=True)
+        answered = _render(tokenizer, turns[: index + 1], ask=False)
+        if not prompt.startswith(done):
+            raise _RewrittenError(
+                "the model's chat template rewrites earlier turns of a conversation, so its labels cannot be told",
+                "use rows with a single answer each",
+            )
+        if not answered.startswith(prompt):
+            raise _RewrittenError(
+                "the model's chat template opens an answer otherwise when it asks for one, so its labels cannot be told",
+                "make both agree in the chat template of the model's folder",
+            )
+        found.append(_Exchange(prompt[len(done) :], answered[len(prompt) :]))
+        done = answered
+    return found, done
 
 
 def _ids(tokenizer: Any, text: str) -> list[int]:
@@ -78,6 +124,12 @@ def _ids(tokenizer: Any, text: str) -> list[int]:
 def _render(tokenizer: Any, turns: Sequence[Turn], *, ask: bool) -> str:
     messages = [{"role": turn.role, "content": turn.content} for turn in turns]
     template = None if tokenizer.chat_template else PLAIN_TEMPLATE
-    return str(
-        tokenizer.apply_chat_template(messages, chat_template=template, tokenize=False, add_generation_prompt=ask)
-    )
+    try:
+        return str(
+            tokenizer.apply_chat_template(messages, chat_template=template, tokenize=False, add_generation_prompt=ask)
+        )
+    except TemplateError as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise WrongInputError(
+            f"the model's chat template refuses the conversation: {reason}", "use only the roles that it knows"
+        ) from None

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,9 @@ from cluster.errors import WrongInputError
 
 # The safetensors format: 8 bytes little-endian length, then that many bytes of JSON (at most 100 MB by the reference reader).
 _HEADER_LIMIT = 100_000_000
-_LAYER = re.compile(r"\.layers\.(\d+)\.")
+_LAYER = re.compile(r"layers\.(\d{1,9})\.")
+_EMBEDDING = "embed_tokens.weight"
+_HEAD = "lm_head.weight"
 _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
 
@@ -36,7 +40,7 @@ class ModelCard:
 
     @property
     def total_bytes(self) -> int:
-        """All tensors of the checkpoint, each counted once."""
+        """What is loaded of the checkpoint, each tensor counted once."""
         return sum(self.layer_bytes) + self.embedding_bytes + self.head_bytes
 
     @property
@@ -56,46 +60,90 @@ def read(folder: Path) -> ModelCard:
     """Read the card of a local model folder.
 
     Raises:
-        WrongInputError: no folder, no or a broken config.json, no safetensors, a truncated or missing file of theirs.
+        WrongInputError: no folder, no or a broken config.json, no safetensors, a truncated or missing file of theirs, or
+            not the tensors of a stack of layers.
     """
     config = _config(folder)
-    text = config.get("text_config") or config
+    text = _object(config, "text_config", folder) or config
     layers = _integer(text, "num_hidden_layers", folder)
-    tensors = [tensor for file in _files(folder) for tensor in _header(file)]
-    layer_bytes = [0] * layers
-    embedding = head = 0
-    for tensor in tensors:
-        if match := _LAYER.search(tensor.name):
-            index = int(match[1])
-            if index < layers:  # some checkpoints append layers for multi-token prediction, which nobody loads
-                layer_bytes[index] += tensor.size
-        elif "embed" in tensor.name:
-            embedding += tensor.size
-        else:
-            head += tensor.size
-    if not all(layer_bytes):
-        empty = layer_bytes.index(0)
+    try:
+        tensors = [tensor for file in _files(folder) for tensor in _header(file)]
+    except OSError as error:
+        raise WrongInputError(f"{folder}: cannot be read ({error})", "check the folder's permissions") from None
+    tied = _is_tied(config, text, tensors)
+    sizes = _measure(tensors, _decoder_prefix(tensors, folder), layers, tied)
+    absent = next((index for index in range(layers) if not sizes.layers[index]), None)
+    if absent is not None:
         raise WrongInputError(
-            f"{folder}: its safetensors hold nothing of layer {empty}, though config.json names {layers} layers",
+            f"{folder}: its safetensors hold nothing of layer {absent}, though config.json names {layers} layers",
             "download the model again",
         )
+    bounded = text.get("max_position_embeddings") is not None
     return ModelCard(
         folder=folder,
         model_type=str(config.get("model_type", "unknown")),
         layers=layers,
         hidden_size=_integer(text, "hidden_size", folder),
         vocab_size=_integer(text, "vocab_size", folder),
-        max_positions=text.get("max_position_embeddings"),
-        tied=bool(config.get("tie_word_embeddings", text.get("tie_word_embeddings", False))),
-        layer_bytes=tuple(layer_bytes),
-        embedding_bytes=embedding,
-        head_bytes=head,
-        parameters=sum(tensor.elements for tensor in tensors),
+        max_positions=_integer(text, "max_position_embeddings", folder) if bounded else None,
+        tied=tied,
+        layer_bytes=tuple(sizes.layers[index] for index in range(layers)),
+        embedding_bytes=sizes.embedding,
+        head_bytes=sizes.head,
+        parameters=sizes.parameters,
     )
 
 
+@dataclass
+class _Sizes:
+    layers: Counter[int] = field(default_factory=Counter)
+    embedding: int = 0
+    head: int = 0
+    parameters: int = 0
+
+
+def _measure(tensors: Sequence[_Tensor], decoder: str, layers: int, tied: bool) -> _Sizes:
+    sizes = _Sizes()
+    for tensor in tensors:
+        inside = tensor.name.removeprefix(decoder) if tensor.name.startswith(decoder) else ""
+        layer = _LAYER.match(inside)
+        if layer and int(layer[1]) >= layers:
+            continue  # some checkpoints append layers for multi-token prediction, which nobody loads
+        if tied and tensor.name.endswith(_HEAD):
+            continue  # stored twice, but held once
+        if layer:
+            sizes.layers[int(layer[1])] += tensor.size
+        elif "embed" in inside:
+            sizes.embedding += tensor.size
+        else:
+            sizes.head += tensor.size
+        sizes.parameters += tensor.elements
+    return sizes
+
+
+def _decoder_prefix(tensors: Sequence[_Tensor], folder: Path) -> str:
+    """What the names of the decoder's tensors begin with: a vision tower beside it may have layers of its own."""
+    found = [tensor.name.removesuffix(_EMBEDDING) for tensor in tensors if tensor.name.endswith(_EMBEDDING)]
+    if not found:
+        raise WrongInputError(
+            f"{folder}: its safetensors hold no {_EMBEDDING}, so the model is no plain stack of layers",
+            "only decoders with one embedding, one list of layers and one final norm can be run",
+        )
+    return min(found, key=len)  # layers for multi-token prediction may bring a copy
+
+
+def _is_tied(config: Mapping[str, Any], text: Mapping[str, Any], tensors: Sequence[_Tensor]) -> bool:
+    """Whether the head is the embedding. Where the configuration leaves that to its class, the tensors tell."""
+    said = config.get("tie_word_embeddings", text.get("tie_word_embeddings"))
+    return not any(tensor.name.endswith(_HEAD) for tensor in tensors) if said is None else bool(said)
+
+
 def _config(folder: Path) -> dict[str, Any]:
-    if not folder.is_dir():
+    try:
+        is_there = folder.is_dir()
+    except OSError:  # a name too long for any folder, one above it that may not be entered
+        is_there = False
+    if not is_there:
         raise WrongInputError(
             f"{folder}: no such model folder",
             "give `base_model` a folder with config.json and safetensors; `hf download ORG/MODEL --local-dir FOLDER` fetches one",
@@ -107,11 +155,20 @@ def _config(folder: Path) -> dict[str, Any]:
         raise WrongInputError(
             f"{folder}: no config.json in it, so it is no model folder", "check `base_model`"
         ) from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise WrongInputError(f"{path}: cannot be read ({error})", "download the model again") from None
     if not isinstance(config, dict):
         raise WrongInputError(f"{path}: holds no JSON object", "download the model again")
     return config
+
+
+def _object(config: Mapping[str, Any], key: str, folder: Path) -> dict[str, Any]:
+    value = config.get(key) or {}
+    if not isinstance(value, dict):
+        raise WrongInputError(
+            f"{folder / 'config.json'}: {key}: expected an object, found {value!r}", "download the model again"
+        )
+    return value
 
 
 def _integer(config: Mapping[str, Any], key: str, folder: Path) -> int:
@@ -129,7 +186,7 @@ def _files(folder: Path) -> list[Path]:
     if index.is_file():
         try:
             names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        except (OSError, ValueError, KeyError, AttributeError, TypeError):
+        except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
             raise WrongInputError(f"{index}: is no safetensors index", "download the model again") from None
         if strange := [name for name in names if not isinstance(name, str) or Path(name).name != name]:
             raise WrongInputError(
@@ -161,15 +218,15 @@ def _header(path: Path) -> list[_Tensor]:
         tensors = []
         for name, entry in entries.items():
             begin, end = entry["data_offsets"]
-            elements = 1
-            for dimension in entry["shape"]:
-                elements *= dimension
-            if not 0 <= begin <= end <= size - 8 - length:
+            shape = entry["shape"]
+            if not all(isinstance(number, int) and number >= 0 for number in (begin, end, *shape)):
+                raise TypeError(name)  # noqa: TRY301 - told like the other ways to be damaged
+            if not begin <= end <= size - 8 - length:
                 raise WrongInputError(
                     f"{path}: cut short: tensor {name} ends at byte {8 + length + end} of {size}",
                     "download the model again",
                 )
-            tensors.append(_Tensor(name, elements, end - begin))
-    except (ValueError, KeyError, TypeError, AttributeError):
+            tensors.append(_Tensor(name, math.prod(shape), end - begin))
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise WrongInputError(f"{path}: its safetensors header is damaged", "download the model again") from None
     return tensors

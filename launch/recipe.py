@@ -104,17 +104,19 @@ def _name_from(path: Path) -> str:
 
 def _with_paths(recipe: Recipe, document: Document, *, must_exist: bool) -> Recipe:
     """The recipe with every reference that is found made absolute."""
-    beside, here = document.path.absolute().parent, Path.cwd()
+    beside, here = document.path.absolute().parent.resolve(), Path.cwd()
     updates: dict[str, Any] = {}
     datasets = list(getattr(recipe, "datasets", ()))
     for key_path, reference in _references(recipe):
         typed = any(key_path[: len(origin)] == origin for origin in document.origins)
         found = _locate(reference, (here, beside) if typed else (beside, here))
         if must_exist and _only_local(reference) and not _exists(Path(found)):
-            looked = "" if reference.startswith("~") else f" in {beside}" + (f" or {here}" if here != beside else "")
-            raise yamlfile.wrong(
-                document, type(recipe), key_path, f"no such file or folder: {reference}", f"looked{looked}"
+            places = f"looked in {beside}" + (f" and {here}" if here != beside else "")
+            what, fix = (
+                f"no such file or folder: {reference}",
+                "check the path" if reference.startswith("~") else places,
             )
+            raise yamlfile.wrong(document, type(recipe), key_path, what, fix)
         if key_path[0] == "datasets":
             datasets[int(key_path[1])] = datasets[int(key_path[1])].model_copy(update={"path": found})
         else:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,10 +25,11 @@ class Turn:
 
 @dataclass(frozen=True)
 class Row:
-    """Either a conversation, whose assistant turns are learned, or plain `text`, learned whole."""
+    """Either a conversation, whose assistant turns are learned, or plain `text`, learned whole; `where` is FILE:LINE."""
 
     turns: tuple[Turn, ...] = ()
     text: str = ""
+    where: str = field(default="", compare=False)
 
 
 def read(path: Path, row_type: RowType) -> Iterator[Row]:
@@ -55,15 +56,15 @@ def read(path: Path, row_type: RowType) -> Iterator[Row]:
 def _row(line: bytes, row_type: RowType, where: str) -> Row:
     try:
         data = json.loads(line)
-    except ValueError as error:
-        reason = getattr(error, "msg", "not UTF-8")
+    except (ValueError, RecursionError) as error:
+        reason = "not UTF-8" if isinstance(error, UnicodeDecodeError) else getattr(error, "msg", str(error))
         raise WrongInputError(
             f"{where}: no JSON ({reason})", "each line of a .jsonl dataset is one JSON object"
         ) from None
     if not isinstance(data, dict):
         raise WrongInputError(f"{where}: expected a JSON object, found {type(data).__name__}", _EXPECTED[row_type])
     try:
-        return _PARSERS[row_type](data)
+        return replace(_PARSERS[row_type](data), where=where)
     except _MissingError as missing:
         raise WrongInputError(f"{where}: {missing}", _EXPECTED[row_type]) from None
 
@@ -81,6 +82,10 @@ def _text(data: dict[str, Any], key: str, *, empty: bool = False) -> str:
         raise _MissingError(f"{key}: {found}")
     if not value.strip() and not empty:
         raise _MissingError(f"{key}: is empty")
+    try:
+        value.encode()
+    except UnicodeEncodeError:  # JSON can say it, no tokenizer takes it
+        raise _MissingError(f"{key}: holds half of a surrogate pair, which is no character") from None
     return value
 
 
@@ -102,17 +107,25 @@ def _chat(data: dict[str, Any]) -> Row:
     messages = data.get("messages", data.get("conversations"))
     if not isinstance(messages, list) or not messages:
         raise _MissingError("messages: is missing or no list")
-    turns = []
-    for index, message in enumerate(messages):
-        if not isinstance(message, dict):
-            raise _MissingError(f"messages[{index}]: is no object")
-        role = _ROLES.get(str(message.get("role", message.get("from"))))
-        if role is None:
-            raise _MissingError(f"messages[{index}]: role must be one of system, user, assistant")
-        turns.append(Turn(role, _text(message, "content" if "content" in message else "value")))
+    turns = tuple(_turn(message, index) for index, message in enumerate(messages))
     if not any(turn.role == "assistant" for turn in turns):
         raise _MissingError("messages: no assistant turn to learn from")
-    return Row(turns=tuple(turns))
+    return Row(turns=turns)
+
+
+def _turn(message: Any, index: int) -> Turn:
+    where = f"messages[{index}]"
+    if not isinstance(message, dict):
+        raise _MissingError(f"{where}: is no object")
+    role = _ROLES.get(str(message.get("role", message.get("from"))))
+    if role is None:
+        raise _MissingError(f"{where}: role must be one of system, user, assistant")
+    if role == "assistant" and index == 0:  # templates take no empty conversation, which would be its prompt
+        raise _MissingError(f"{where}: the assistant speaks before anybody asked")
+    try:
+        return Turn(role, _text(message, "content" if "content" in message else "value"))
+    except _MissingError as missing:
+        raise _MissingError(f"{where}.{missing}") from None
 
 
 _PARSERS = {"qa": _qa, "completion": _completion, "alpaca": _alpaca, "chat_template": _chat}

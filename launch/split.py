@@ -38,7 +38,9 @@ def whole(layers: int) -> Cut:
     return Cut(0, layers, layers)
 
 
-def balance(layer_cost: Sequence[int], *, stages: int, embedding_cost: int = 0, head_cost: int = 0) -> tuple[Cut, ...]:
+def balance(
+    layer_cost: Sequence[float], *, stages: int, embedding_cost: float = 0, head_cost: float = 0
+) -> tuple[Cut, ...]:
     """Cut a model into `stages` contiguous parts so that the costliest part costs as little as can be.
 
     Args:
@@ -46,7 +48,8 @@ def balance(layer_cost: Sequence[int], *, stages: int, embedding_cost: int = 0, 
         embedding_cost: what the first stage bears besides its layers, in the same unit.
         head_cost: what the last stage bears besides its layers (norm, head).
 
-    Among equally good cuts the one with the most layers on the earlier stages is taken, so that the result is unique.
+    Among equally good cuts the one with the fewest layers on the last stage is taken, the stages before it being cut by the same
+    rule, so that the result is unique.
 
     Raises:
         WrongInputError: there are fewer layers than stages.
@@ -57,15 +60,15 @@ def balance(layer_cost: Sequence[int], *, stages: int, embedding_cost: int = 0, 
             f"the model has {count} layer{'s' * (count != 1)}, fewer than the {stages} ranks it would be split over",
             "set `nodes: 1` to run it whole on one node",
         )
-    prefix = [embedding_cost]
+    prefix: list[float] = [embedding_cost]
     for cost in layer_cost:
         prefix.append(prefix[-1] + cost)
     total = prefix[-1] + head_cost
 
     # best[k][end]: the least possible maximum when the first `end` layers form `k` stages (linear partition, dynamic programming).
-    best: list[list[tuple[int, int]]] = [[(prefix[end], 0) for end in range(count + 1)]]
+    best: list[list[tuple[float, int]]] = [[(prefix[end], 0) for end in range(count + 1)]]
     for k in range(1, stages):
-        row: list[tuple[int, int]] = []
+        row: list[tuple[float, int]] = []
         for end in range(count + 1):
             upper = total if k == stages - 1 and end == count else prefix[end]
             options = [(max(best[k - 1][cut][0], upper - prefix[cut]), -cut) for cut in range(k, end)]

@@ -87,7 +87,7 @@ def train(
         tallies.append(tally)
         window.add(tally, sum(m.learned for m in batch), sum(m.tokens for m in batch))
         reporter.tell(Report("step", step=step))
-        if log is not None and (step % recipe.logging_steps == 0 or step == total):
+        if log is not None and (step % recipe.logging_steps == 0 or step in (1, total)):
             log.log(window.metrics(step, total, step / per_epoch, norm, rate))
         if recipe.eval_steps and corpus.validation and (step % recipe.eval_steps == 0 or step == total):
             _evaluate(strategy, recipe, corpus.validation, step, log)

@@ -49,7 +49,7 @@ class Pipeline:
         self._tie = self._tied_embedding()
         stage.model.train()
         if recipe.gradient_checkpointing:
-            stage.model.gradient_checkpointing_enable({"use_reentrant": False})
+            stage.model.activation_checkpointing_enable({"use_reentrant": False})
 
     def parameters(self) -> list[nn.Parameter]:
         """What is trained on this rank."""

@@ -127,6 +127,7 @@ def test_a_byte_order_mark_and_anchors_are_fine(tmp_path: Path) -> None:
         ("name: a\n---\nname: b\n", "it.yaml:2: a second document after `---`"),
         ("name: !secret a\n", "it.yaml:1: the tag !secret means nothing here"),
         ("name: !!python/object/apply:os.system [id]\n", "the tag !!python/object/apply:os.system means nothing here"),
+        ("name: !a%0Ab c\n", "it.yaml:1: the tag !a\\nb means nothing here"),
         ("name: !!binary aGk=\n", "it.yaml:1: the tag !!binary means nothing here"),
         ("name: !!int x\n", "it.yaml:1: 'x' is no usable int"),
         (f"size: {'9' * 50}\n", "is no usable int"),
@@ -162,9 +163,11 @@ def test_an_absent_file_and_a_folder_are_named_as_they_were_given(
     ("text", "message"),
     [
         ("size: 3\n", "it.yaml:1: name: is missing"),
+        ("nmae: a\n", "it.yaml:1: nmae: unknown key; did you mean name?"),
         ("name: a\nsizes: 3\n", "it.yaml:2: sizes: unknown key; did you mean size?"),
         ("name: a\nmax_sizes: 3\n", "it.yaml:2: max_sizes: unknown key; did you mean max_size?"),
         ("name: a\nMAX-SIZE: 3\n", "it.yaml:2: MAX-SIZE: unknown key; did you mean max_size?"),
+        ('name: a\n"\\e[31m\\n": 3\n', "it.yaml:2: \\x1b[31m\\n: unknown key"),
         ("name: a\nzzz: 3\n", "it.yaml:2: zzz: unknown key"),
         ("name: a\nsize: 3\nmax_size: 4\n", "it.yaml:3: max_size: means the same as size, which is given too; keep one"),
         ("name: 3\n", "it.yaml:1: name: must be text, not 3"),
@@ -197,6 +200,12 @@ def test_the_first_of_several_problems_is_told_and_the_others_are_counted(tmp_pa
     error = complaint(tmp_path, "fast: 3\nsize: x\nname: 1\n")
     assert error.message == "it.yaml:1: fast: must be true or false, not 3"
     assert error.fix == "and 2 more, first it.yaml:2: size: must be a whole number, not 'x'"
+
+
+def test_a_misspelt_key_is_told_before_the_missing_one_it_stands_for(tmp_path: Path) -> None:
+    error = complaint(tmp_path, "size: 3\nnam: a\n")
+    assert error.message == "it.yaml:2: nam: unknown key; did you mean name?"
+    assert error.fix == "and 1 more, first it.yaml:1: name: is missing"
 
 
 def test_a_missing_key_is_explained_by_its_description(tmp_path: Path) -> None:
