@@ -13,12 +13,13 @@ from launch.rows import Row, Turn
 
 IGNORED = -100  # torch's cross entropy leaves positions with this label out
 
-# For base models, whose tokenizers bring no template.
+# For base models, whose tokenizers bring no template. The space before an answer belongs to the answer: byte-pair vocabularies
+# hold words with the space before them, and a prompt that ended in one would leave the model with a word it has rarely seen.
 PLAIN_TEMPLATE = (
     "{%- for message in messages -%}"
-    "{%- if message['role'] == 'assistant' -%}{{ message['content'] + eos_token }}"
+    "{%- if message['role'] == 'assistant' -%}{{ ' ' + message['content'] + eos_token }}"
     "{%- elif message['role'] == 'system' -%}{{ message['content'] + '\n\n' }}"
-    "{%- else -%}{{ 'Question: ' + message['content'] + '\nAnswer: ' }}{%- endif -%}"
+    "{%- else -%}{{ 'Question: ' + message['content'] + '\nAnswer:' }}{%- endif -%}"
     "{%- endfor -%}"
 )
 
@@ -70,16 +71,12 @@ def encode_prompt(tokenizer: Any, turns: Sequence[Turn]) -> list[int]:
     prompt = _render(tokenizer, turns, ask=True)
     try:
         exchanges, done = _exchanges(tokenizer, turns)
-    except _RewrittenError:  # then it was not trained on such a conversation either
+    except WrongInputError:  # then no row like this was trained on either
         return _ids(tokenizer, prompt)
     if not prompt.startswith(done):
         return _ids(tokenizer, prompt)
     ids = [id for one in exchanges for text in (one.context, one.answer) for id in _ids(tokenizer, text)]
     return ids + _ids(tokenizer, prompt[len(done) :])
-
-
-class _RewrittenError(WrongInputError):
-    """The template does not render the start of a conversation as the start of the whole."""
 
 
 @dataclass(frozen=True)
@@ -103,12 +100,12 @@ def _exchanges(tokenizer: Any, turns: Sequence[Turn]) -> tuple[list[_Exchange], 
         prompt = _render(tokenizer, turns[:index], ask=True)
         answered = _render(tokenizer, turns[: index + 1], ask=False)
         if not prompt.startswith(done):
-            raise _RewrittenError(
+            raise WrongInputError(
                 "the model's chat template rewrites earlier turns of a conversation, so its labels cannot be told",
                 "use rows with a single answer each",
             )
         if not answered.startswith(prompt):
-            raise _RewrittenError(
+            raise WrongInputError(
                 "the model's chat template opens an answer otherwise when it asks for one, so its labels cannot be told",
                 "make both agree in the chat template of the model's folder",
             )
@@ -124,6 +121,11 @@ def _ids(tokenizer: Any, text: str) -> list[int]:
 def _render(tokenizer: Any, turns: Sequence[Turn], *, ask: bool) -> str:
     messages = [{"role": turn.role, "content": turn.content} for turn in turns]
     template = None if tokenizer.chat_template else PLAIN_TEMPLATE
+    if template is not None and tokenizer.eos_token is None:
+        raise WrongInputError(
+            "the model's tokenizer has neither a chat template nor an end-of-text token, so no answer would end",
+            "name an eos_token in tokenizer_config.json of the model's folder",
+        )
     try:
         return str(
             tokenizer.apply_chat_template(messages, chat_template=template, tokenize=False, add_generation_prompt=ask)

@@ -31,15 +31,30 @@ class Tail:
 
     def lines(self) -> list[str]:
         """The complete lines added since the last call; none while the file is not there yet."""
+        data = self._added()
+        complete = data[: data.rfind(b"\n") + 1]
+        self._offset += len(complete)
+        return _split(complete)
+
+    def rest(self) -> list[str]:
+        """As `lines`, with the last one even if it never was completed: for when nobody writes any more."""
+        data = self._added()
+        self._offset += len(data)
+        return _split(data)
+
+    def _added(self) -> bytes:
         try:
             with self._path.open("rb") as file:
                 file.seek(self._offset)
-                data = file.read()
+                return file.read()
         except FileNotFoundError:
-            return []
-        complete = data[: data.rfind(b"\n") + 1]
-        self._offset += len(complete)
-        return complete.decode(errors="replace").splitlines()
+            return b""
+
+
+def _split(data: bytes) -> list[str]:
+    """Lines as a terminal would show them: of a progress bar, which starts its line again and again, the last state."""
+    lines = data.decode(errors="replace").removesuffix("\n").split("\n") if data else []
+    return [line.rstrip("\r").rpartition("\r")[2] for line in lines]
 
 
 def follow(folder: JobFolder, path: Path) -> Iterator[Update]:
@@ -59,8 +74,4 @@ def follow(folder: JobFolder, path: Path) -> Iterator[Update]:
 
 def last_lines(path: Path, count: int = 8) -> list[str]:
     """The end of a log, without blank lines; empty where there is none."""
-    try:
-        text = path.read_text(encoding="utf-8", errors="replace")
-    except FileNotFoundError:
-        return []
-    return [line for line in text.splitlines() if line.strip()][-count:]
+    return [line for line in Tail(path).rest() if line.strip()][-count:]

@@ -7,11 +7,12 @@ import json
 import os
 import secrets
 import shutil
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import IO, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -24,6 +25,14 @@ M = TypeVar("M", bound=BaseModel)
 
 StateName = Literal["staging", "starting", "running", "ready", "succeeded", "failed", "stopped"]
 ENDED: frozenset[str] = frozenset({"succeeded", "failed", "stopped"})
+
+# Seconds. An agent starts in half a second; a machine under load may take a while.
+AGENT_WITHIN = 30.0
+# Whoever looks whether an agent is alive holds its lock for a moment.
+LOCK_WITHIN = 1.0
+# A folder is made in milliseconds; one that is unfinished for longer was left by a program that was killed.
+UNFINISHED_FOR = 60.0
+_UNFINISHED = ".new"
 
 
 class _Frozen(BaseModel):
@@ -66,12 +75,17 @@ class JobSpec(_Frozen):
 
 
 class JobState(_Frozen):
-    """Where a job stands, as its agent last wrote it."""
+    """Where a job stands, as its agent last wrote it.
+
+    Of a failed job, `failed_rank` is the rank that caused it, if one did; with `wrong_input` its owner must change something.
+    """
 
     state: StateName
     attempt: int = 1
     reason: str = ""
     fix: str = ""
+    failed_rank: int | None = None
+    wrong_input: bool = False
     agent_pid: int | None = None
     rank_pids: dict[int, int] = {}
     updated: str = ""
@@ -115,9 +129,10 @@ class JobFolder:
         return self._load(self.spec_file, JobSpec)
 
     def state(self) -> JobState:
-        """Where the job stands. A job whose agent is gone without a word counts as failed."""
+        """Where the job stands. A job whose agent is gone without a word, or never came, counts as failed."""
         written = self._load(self.state_file, JobState)
-        if written.ended or written.state == "staging" or self.supervised():
+        coming = written.state == "staging" and age(written.updated) < AGENT_WITHIN
+        if written.ended or coming or self.supervised():
             return written
         written = self._load(self.state_file, JobState)  # the agent may have ended, and said so, between the two looks
         if written.ended:
@@ -125,7 +140,8 @@ class JobFolder:
         return written.model_copy(
             update={
                 "state": "failed",
-                "reason": "its agent is gone without having said why",
+                "reason": "its agent "
+                + ("never started" if written.state == "staging" else "is gone without having said why"),
                 "fix": f"look at {self.agent_log}",
             }
         )
@@ -139,22 +155,20 @@ class JobFolder:
     def supervising(self) -> Iterator[None]:
         """Hold the agent's lock, which the kernel gives up when the agent dies, however it dies."""
         with self._lock_file.open("ab") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise FailedError(f"job {self.id} has an agent already", "`sparkctl jobs` shows its state") from None
+            deadline = time.monotonic() + LOCK_WITHIN
+            while not _lock(file, fcntl.LOCK_EX):
+                if time.monotonic() > deadline:
+                    raise FailedError(f"job {self.id} has an agent already", "`sparkctl jobs` shows its state")
+                time.sleep(0.02)
             yield
 
     def supervised(self) -> bool:
         """Whether an agent is alive for this job."""
         try:
             with self._lock_file.open("rb") as file:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                return not _lock(file, fcntl.LOCK_SH)
         except FileNotFoundError:
             return False
-        except BlockingIOError:
-            return True
-        return False
 
     @staticmethod
     def _load(path: Path, model: type[M]) -> M:
@@ -169,8 +183,7 @@ class JobFolder:
 def home() -> Path:
     """`$SPARKCTL_HOME`, else ~/.sparkctl: for the owner's eyes only, made on first use."""
     path = Path(os.environ.get("SPARKCTL_HOME") or "~/.sparkctl").expanduser().absolute()
-    path.mkdir(mode=0o700, parents=True, exist_ok=True)
-    return path
+    return _private(path)
 
 
 def new_id(name: str) -> str:
@@ -183,9 +196,9 @@ def new_id(name: str) -> str:
 
 def create(spec: JobSpec) -> JobFolder:
     """Make the job's folder on this node: complete, or not at all."""
-    jobs = home() / "jobs"
-    jobs.mkdir(mode=0o700, exist_ok=True)
-    unfinished = jobs / f".{spec.id}.new"
+    jobs = _private(home() / "jobs")
+    _sweep(jobs)
+    unfinished = jobs / f".{spec.id}{_UNFINISHED}"
     unfinished.mkdir(mode=0o700)
     try:
         draft = JobFolder(unfinished)
@@ -226,9 +239,41 @@ def find(given: str) -> JobFolder:
 
 
 def last_metrics(folder: JobFolder) -> dict[str, Any]:
-    """The newest logged step, or nothing."""
+    """The newest logged training step, or nothing; evaluations between the steps are passed over."""
     try:
         lines = folder.metrics.read_text(encoding="utf-8").splitlines()
-        return dict(json.loads(lines[-1])) if lines else {}
-    except (OSError, ValueError):
+    except FileNotFoundError:
         return {}
+    steps = (dict(json.loads(line)) for line in reversed(lines) if line.endswith("}"))  # the last may be half written
+    return next((step for step in steps if "loss" in step), {})
+
+
+def age(stamp: str) -> float:
+    """Seconds since an ISO 8601 time."""
+    return (datetime.now(UTC) - datetime.fromisoformat(stamp)).total_seconds()
+
+
+def _private(path: Path) -> Path:
+    """A folder for the owner's eyes only, made on first use."""
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise FailedError(f"{path}: cannot be made ({error.strerror})", "set $SPARKCTL_HOME to a folder of yours") from None
+    return path
+
+
+def _sweep(jobs: Path) -> None:
+    """Remove what programs that were killed left unfinished."""
+    for path in jobs.glob(f".*{_UNFINISHED}"):
+        with suppress(FileNotFoundError):
+            if time.time() - path.stat().st_mtime > UNFINISHED_FOR:
+                shutil.rmtree(path)
+
+
+def _lock(file: IO[bytes], kind: int) -> bool:
+    """Whether the lock could be taken at once; it is given up when the file is closed."""
+    try:
+        fcntl.flock(file, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

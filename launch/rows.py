@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 from cluster.errors import WrongInputError
 
@@ -38,19 +38,26 @@ def read(path: Path, row_type: RowType) -> Iterator[Row]:
     Raises:
         WrongInputError: the file is missing or empty, a line is no JSON or lacks what `row_type` needs; names file and line.
     """
-    if not path.is_file():
-        what = "is a folder" if path.is_dir() else "no such dataset file"
-        raise WrongInputError(
-            f"{path}: {what}", "give `datasets[].path` a .jsonl file; `sparkctl dataset SOURCE -o FILE` makes one"
-        )
     empty = True
-    with path.open("rb") as file:
+    with _open(path) as file:
         for number, line in enumerate(file, start=1):
             if line.strip():
                 empty = False
                 yield _row(line, row_type, f"{path}:{number}")
     if empty:
         raise WrongInputError(f"{path}: the dataset is empty", "it needs at least one line of JSON")
+
+
+def _open(path: Path) -> BinaryIO:
+    try:
+        if path.is_file():
+            return path.open("rb")
+        what = "is a folder" if path.is_dir() else "no such dataset file"
+    except OSError as error:
+        what = f"cannot be read ({error.strerror})"
+    raise WrongInputError(
+        f"{path}: {what}", "give `datasets[].path` a .jsonl file; `sparkctl dataset SOURCE -o FILE` makes one"
+    )
 
 
 def _row(line: bytes, row_type: RowType, where: str) -> Row:

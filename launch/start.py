@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from cluster import yamlfile
+from cluster import environ, yamlfile
 from cluster.errors import RefusedError, WrongInputError
 from cluster.inventory import Inventory, is_secret
 from cluster.transport.local import LocalTransport
@@ -92,8 +93,13 @@ def start(prepared: Prepared, *, version: str, requests: Sequence[Request] = ())
     # Secrets of the inventory's `env` reach the ranks through the agent's own environment: they stand in no file.
     secrets = {name: value for name, value in inventory.env.items() if is_secret(name)}
     head = LocalTransport(spec.ranks[0].node)
-    argv = [sys.executable, "-m", "sparkctl", "agent", str(folder.path)]
-    head.start(argv, log=str(folder.agent_log), env={**os.environ, **secrets})
+    # -P: what lies in the folder where it starts must not pass for a module.
+    argv = [sys.executable, "-P", "-m", "sparkctl", "agent", str(folder.path)]
+    try:
+        head.start(argv, log=str(folder.agent_log), env=environ.for_agent(os.environ, secrets))
+    except BaseException:
+        shutil.rmtree(folder.path, ignore_errors=True)
+        raise
     return folder
 
 

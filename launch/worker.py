@@ -8,11 +8,13 @@ Started by the agent, or by torchrun with the same environment variables:
 from __future__ import annotations
 
 import ctypes
+import logging
 import os
 import signal
 import socket
 import sys
 import traceback
+import warnings
 from datetime import timedelta
 from pathlib import Path
 
@@ -28,6 +30,8 @@ def main(folder: str) -> int:
     """Run this rank to its end; returns its exit status."""
     reporter = Reporter()
     _die_with_parent()
+    os.umask(0o077)
+    _quieten()
     try:
         _run(JobFolder(Path(folder)), reporter)
     except SparkctlError as error:
@@ -53,6 +57,7 @@ def _run(folder: JobFolder, reporter: Reporter) -> None:
     else:
         device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
     rank = join(spec, device)
+    print(f"node {spec.ranks[rank].node} holds {spec.cut(rank)} on {device}", flush=True)  # noqa: T201 - the rank's log
     torch.manual_seed(int(spec.recipe.get("seed") or 0))
     if spec.recipe["kind"] == "finetune":
         from launch.finetune import loop
@@ -113,13 +118,15 @@ def _listening_socket(host: str, port: int) -> int:
 
 
 def _die_with_parent() -> None:
-    """Ask the kernel to end this rank when its agent dies, however that happens."""
-    if sys.platform != "linux":
-        return
-    parent = os.getppid()
-    ctypes.CDLL(None, use_errno=True).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-    if os.getppid() != parent:  # it died before the kernel was asked
-        sys.exit(1)
+    """Ask the kernel to end this rank when its agent dies, however that happens; had it died before, the first report tells."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+
+
+def _quieten() -> None:
+    """Keep out of the log what its reader can do nothing about: deprecations between libraries, kernels for 4 bits on a CPU."""
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
 def _is_echo(error: Exception) -> bool:

@@ -125,7 +125,7 @@ def _introduce(options: Options, prepared: Prepared) -> None:
 
     if options.json or options.quiet:
         return
-    click.secho(show.banner(prepared.inventory), dim=True, err=True)
+    click.secho(show.banner(prepared.inventory, ranks=len(prepared.plan.ranks)), dim=True, err=True)
     held = "; ".join(f"rank {rank.rank}: {rank.cut}" for rank in prepared.plan.ranks)
     click.secho(f"{prepared.card.folder.name}, {held}", dim=True, err=True)
 

@@ -87,9 +87,6 @@ def main(argv: list[str] | None = None) -> Any:
     except (click.Abort, KeyboardInterrupt):
         _complain("interrupted", "")
         sys.exit(130)
-    except BrokenPipeError:  # the reader, `head` say, had enough
-        sys.stderr.close()
-        sys.exit(0)
     except Exception as error:
         if "-v" in (argv or sys.argv) or "--verbose" in (argv or sys.argv):
             traceback.print_exc()

@@ -88,7 +88,7 @@ def _base(folder: Path) -> None:
         from launch.finetune import tiny
 
         texts = [json.loads(line)["text"] for line in (folder / "lines.jsonl").read_text(encoding="utf-8").splitlines()]
-        tiny.make(folder / "base", texts, vocabulary=2048, hidden=192, layers=4, positions=128, seed=0)
+        tiny.make(folder / "base", texts, vocabulary=2048, hidden=128, layers=4, positions=128, seed=0)
     for name in ("demo-base.yaml", "finetune-tiny.yaml"):
         shutil.copyfile(ready() / name, folder / name)
 
@@ -151,12 +151,15 @@ def _report(options: Options, tuned: JobFolder, asked: list[dict[str, str]], ans
 @contextlib.contextmanager
 def _quietly() -> Iterator[None]:
     """Keep libraries' chatter at import and saving (progress bars, advice on other hardware) off the user's screen."""
-    saved = os.dup(2)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    saved = [(descriptor, os.dup(descriptor)) for descriptor in (1, 2)]
     with Path(os.devnull).open("wb") as nowhere:
-        sys.stderr.flush()
-        os.dup2(nowhere.fileno(), 2)
         try:
+            for descriptor, _ in saved:
+                os.dup2(nowhere.fileno(), descriptor)
             yield
         finally:
-            os.dup2(saved, 2)
-            os.close(saved)
+            for descriptor, copy in saved:
+                os.dup2(copy, descriptor)
+                os.close(copy)

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import time
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 import click
@@ -19,6 +20,44 @@ if TYPE_CHECKING:
 STOP_WITHIN = 15.0
 
 
+@dataclass(frozen=True)
+class _Row:
+    """A job in the list."""
+
+    id: str
+    state: str
+    kind: str = ""
+    created: str = ""
+    updated: str = ""
+    step: int | None = None
+    total_steps: int | None = None
+    loss: float | None = None
+    reason: str = ""
+
+    @classmethod
+    def of(cls, folder: JobFolder) -> _Row:
+        """Read the job's files. A damaged folder is a row too: one must not hide the others."""
+        from cluster.errors import FailedError
+        from launch import job
+
+        try:
+            spec, state = folder.spec(), folder.state()
+        except FailedError as error:
+            return cls(folder.id, "damaged", reason=error.message)
+        last = job.last_metrics(folder)
+        return cls(
+            folder.id,
+            state.state,
+            str(spec.recipe["kind"]),
+            spec.created,
+            state.updated,
+            last.get("step"),
+            last.get("total_steps"),
+            last.get("loss"),
+            state.reason,
+        )
+
+
 @click.command()
 @click.option("--all", "show_all", is_flag=True, help="Also those that ended more than a day ago.")
 @common
@@ -26,22 +65,11 @@ def jobs(options: Options, show_all: bool) -> None:
     """List the jobs of this machine, newest last."""
     from launch import job
 
-    listed = [(folder, folder.spec(), folder.state(), job.last_metrics(folder)) for folder in job.folders()]
+    listed = [_Row.of(folder) for folder in job.folders()]
     if not show_all:
-        listed = [entry for entry in listed if not entry[2].ended or _age(entry[2].updated) < 86400]
+        listed = [row for row in listed if row.state not in job.ENDED or job.age(row.updated) < 86400]
     if options.json:
-        rows = [
-            {
-                "id": folder.id,
-                "state": state.state,
-                "kind": spec.recipe["kind"],
-                "created": spec.created,
-                "step": metrics.get("step"),
-                "reason": state.reason,
-            }
-            for folder, spec, state, metrics in listed
-        ]
-        click.echo(json.dumps(rows, indent=1))
+        click.echo(json.dumps([asdict(row) for row in listed], indent=1))
         return
     if not listed:
         options.say("no jobs; `sparkctl run RECIPE` starts one")
@@ -52,17 +80,16 @@ def jobs(options: Options, show_all: bool) -> None:
 
     table = Table(box=None, pad_edge=False, header_style="dim")
     for name in ("job", "state", "kind", "step", "loss", "age", ""):
-        table.add_column(name, justify="right" if name in ("step", "loss", "age") else "left", overflow="fold")
-    for folder, spec, state, metrics in listed:
-        loss = f"{metrics['loss']:.3f}" if "loss" in metrics else ""
+        table.add_column(name, justify="right" if name in ("step", "loss", "age") else "left", no_wrap=True)
+    for row in listed:
         table.add_row(
-            folder.id,
-            state.state,
-            str(spec.recipe["kind"]),
-            str(metrics.get("step", "")),
-            loss,
-            _words(_age(spec.created)),
-            state.reason.splitlines()[0] if state.reason else "",
+            row.id,
+            row.state,
+            row.kind,
+            "" if row.step is None else f"{row.step}/{row.total_steps}",
+            "" if row.loss is None else f"{row.loss:.3f}",
+            _words(job.age(row.created)) if row.created else "",
+            row.reason.partition("\n")[0],
         )
     print_table(table)
 
@@ -89,7 +116,7 @@ def logs(options: Options, job: str, following: bool, rank: int | None) -> None:
     while True:
         ended = folder.state().ended
         for number, tail in tails.items():
-            for text in tail.lines():
+            for text in tail.rest() if ended else tail.lines():
                 if options.json:
                     collected.append({"rank": number, "line": text})
                 else:
@@ -143,12 +170,6 @@ def end(folder: JobFolder) -> None:
     raise FailedError(
         f"job {folder.id} did not end within {STOP_WITHIN:g} s (agent process {asked})", f"look at {folder.agent_log}"
     )
-
-
-def _age(stamp: str) -> float:
-    from datetime import UTC, datetime
-
-    return (datetime.now(UTC) - datetime.fromisoformat(stamp)).total_seconds()
 
 
 def _words(seconds: float) -> str:

@@ -76,7 +76,8 @@ def _show(options: Options, prepared: Prepared) -> None:
         return
     from sparkctl import show
 
-    click.echo(show.banner(prepared.inventory))
+    click.echo(show.banner(prepared.inventory, ranks=len(prepared.plan.ranks)))
+    click.secho(show.title(prepared), bold=True)
     show.print_table(show.plan_table(prepared))
 
 
@@ -116,22 +117,24 @@ def follow_training(options: Options, folder: JobFolder) -> JobState | None:
 def _end(options: Options, folder: JobFolder, state: JobState | None) -> int:
     from launch import job
 
-    if state is None:
-        return 0
-    if state.state == "failed":
-        raise failure(folder, state)
     if options.json:
         document = {
             "job": folder.id,
-            "state": state.state,
+            "state": (state or folder.state()).state,
             "folder": str(folder.path),
             "last": job.last_metrics(folder),
         }
         click.echo(json.dumps(document, indent=1))
+    if state is None:
+        return 0
+    if state.state == "failed":
+        raise failure(folder, state)
     if state.state == "stopped":
         options.say(f"job {folder.id} was stopped")
         return 1
     result = folder.adapter if folder.adapter.is_dir() else folder.model
+    if options.quiet and not options.json:
+        click.echo(result)
     options.say(f"result       {result}")
     options.say(f"TensorBoard  {folder.tensorboard}")
     options.say(f'next         sparkctl ask {folder.id} "your question"')
@@ -140,13 +143,12 @@ def _end(options: Options, folder: JobFolder, state: JobState | None) -> int:
 
 def failure(folder: JobFolder, state: JobState) -> Exception:
     """A failed job as an error: the agent's words, and before them the last lines of the rank they are about."""
-    import re
-
     from cluster.errors import FailedError, WrongInputError
     from launch.follow import last_lines
 
-    if rank := re.match(r"rank (\d+) ", state.reason):
-        for text in last_lines(folder.log(int(rank[1]))):
-            click.echo(click.style(f"  rank {rank[1]} | ", dim=True) + text, err=True)
-    kind = FailedError if rank else WrongInputError
-    return kind(f"job {folder.id} failed: {state.reason}", state.fix)
+    if state.wrong_input:  # the rank's own last words are the reason
+        return WrongInputError(f"job {folder.id} failed: {state.reason}", state.fix)
+    if state.failed_rank is not None:
+        for text in last_lines(folder.log(state.failed_rank)):
+            click.echo(click.style(f"  rank {state.failed_rank} | ", dim=True) + text, err=True)
+    return FailedError(f"job {folder.id} failed: {state.reason}", state.fix)

@@ -16,13 +16,15 @@ if TYPE_CHECKING:
     from cluster.inventory import Inventory
     from launch.start import Prepared
 
-EMBEDDED = "embedded pair: two ranks on this machine over loopback (gloo), no Spark involved"
+EMBEDDED = "embedded pair: {ranks} on this machine over loopback (gloo), no Spark involved"
+
+UNBROKEN = 10_000  # columns
 
 
-def banner(inventory: Inventory) -> str:
+def banner(inventory: Inventory, *, ranks: int = 2) -> str:
     """Which pair is used, in one line."""
     if inventory.embedded:
-        return EMBEDDED
+        return EMBEDDED.format(ranks="two ranks" if ranks == 2 else "one rank")
     return f"pair: {inventory.head.name} (rank 0) and {inventory.peer.name} (rank 1)"
 
 
@@ -35,25 +37,45 @@ def size(count: float) -> str:
     return f"{count:,.3g} GiB" if count < 1000 else f"{count:,.0f} GiB"
 
 
+def title(prepared: Prepared) -> str:
+    """The model and how it is run, in one line."""
+    card = prepared.card
+    return (
+        f"{card.folder.name}: {card.parameters:,} parameters, {size(card.total_bytes)}, "
+        f"{card.layers} layer{'s' * (card.layers != 1)}, {prepared.plan.strategy}"
+    )
+
+
 def plan_table(prepared: Prepared) -> Table:
     """Who holds what."""
-    card, plan = prepared.card, prepared.plan
-    title = f"{card.folder.name}: {card.parameters:,} parameters, {size(card.total_bytes)}, {card.layers} layers, {plan.strategy}"
-    table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, header_style="dim")
+    table = Table(box=None, pad_edge=False, header_style="dim")
     table.add_column("rank", justify="right")
     table.add_column("node")
     table.add_column("holds")
     table.add_column("weights", justify="right")
     table.add_column("share", justify="right")
-    for rank in plan.ranks:
-        share = f"{rank.weight_bytes / card.total_bytes:.0%}"
+    for rank in prepared.plan.ranks:
+        share = f"{rank.weight_bytes / prepared.card.total_bytes:.0%}"
         table.add_row(str(rank.rank), rank.node, str(rank.cut), size(rank.weight_bytes), share)
     return table
 
 
 def print_table(table: Table) -> None:
-    """On standard output."""
-    Console(highlight=False, soft_wrap=False).print(table)
+    """On standard output: as wide as the terminal, or, where a program reads it, as wide as it takes to break no line."""
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = UNBROKEN
+    console.print(table)
+
+
+# What a user waits for in the states before the first step, and how it may end; what succeeded keeps its last loss.
+_DOING = {
+    "staging": "starting",
+    "starting": "loading the model",
+    "running": "running",
+    "failed": "failed",
+    "stopped": "stopped",
+}
 
 
 class TrainingView:
@@ -64,7 +86,7 @@ class TrainingView:
         self._quiet = quiet
         self._live = self._console.is_terminal and not quiet
         self._progress = _bar(self._console)
-        self._task = self._progress.add_task(name, total=None, note="loading")
+        self._task = self._progress.add_task(name, total=None, note="starting")
         self._printed_at = 0.0
 
     def __enter__(self) -> TrainingView:
@@ -80,8 +102,10 @@ class TrainingView:
 
     def state(self, name: str) -> None:
         """The job's state moved."""
-        if self._live:
-            self._progress.update(self._task, note=name)
+        if self._live and name in _DOING:
+            self._progress.update(self._task, note=_DOING[name])
+        if self._live and name in ("succeeded", "failed", "stopped"):
+            self._progress.stop_task(self._task)
 
     def entries(self, entries: Iterable[dict[str, Any]]) -> None:
         """New lines of metrics.jsonl."""
@@ -125,13 +149,20 @@ class _Steps(ProgressColumn):
         return Text(f"{int(task.completed)}/{int(task.total)}" if task.total else "", style="bold")
 
 
+class _TimeLeft(TimeRemainingColumn):
+    """How long it will take still, while anything runs."""
+
+    def render(self, task: Task) -> Text:
+        return Text() if task.stop_time is not None or not task.completed else super().render(task)
+
+
 def _bar(console: Console) -> Progress:
     return Progress(
         SpinnerColumn(),
         TextColumn("{task.description}"),
-        BarColumn(bar_width=28),
+        BarColumn(bar_width=28 if console.width >= 100 else 12),
         _Steps(),
         TextColumn("{task.fields[note]}"),
-        TimeRemainingColumn(compact=True),
+        _TimeLeft(compact=True),
         console=console,
     )

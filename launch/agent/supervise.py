@@ -42,6 +42,13 @@ class _Rank:
         how = f"was ended by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
         return f"rank {self.number} (node {self.node}) {how}"
 
+    def advice(self, job: str) -> str:
+        """What its owner can do."""
+        look = f"sparkctl logs {job} --rank {self.number}"
+        if self.process.returncode == -signal.SIGKILL:  # nobody here sent it
+            return f"if the node ran out of memory, `dmesg` there says so; {look}"
+        return look
+
 
 class _StopAsked(Exception):
     """SIGTERM or SIGINT arrived."""
@@ -102,11 +109,11 @@ class Supervisor:
         try:
             with self.folder.log(number).open("ab") as log:
                 process = subprocess.Popen(
-                    [sys.executable, "-m", "sparkctl", "worker", str(self.folder.path)],
+                    [sys.executable, "-P", "-m", "sparkctl", "worker", str(self.folder.path)],
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=log,
-                    env=environ.combine(os.environ, rendered | handed, self.spec.env),
+                    env=environ.combine(os.environ, rendered | handed, self.spec.env | environ.secrets_of(os.environ)),
                     cwd=self.folder.path,
                     pass_fds=passed,
                     process_group=0,  # a terminal's Ctrl-C is the command line's business, not the ranks'
@@ -140,13 +147,15 @@ class Supervisor:
         self._end_all()
         told = culprit.failure
         if told is not None and told.kind == "input":
-            self._write(state="failed", reason=told.message, fix=told.fix)
+            self._write(
+                state="failed", reason=told.message, fix=told.fix, failed_rank=culprit.number, wrong_input=True
+            )
             return
-        words = culprit.describe() + (f": {told.message}" if told is not None else "")
         self._write(
             state="failed",
-            reason=words,
-            fix=(told.fix if told else "") or f"sparkctl logs {self.folder.id} --rank {culprit.number}",
+            reason=culprit.describe() + (f": {told.message}" if told is not None else ""),
+            fix=(told.fix if told is not None else "") or culprit.advice(self.folder.id),
+            failed_rank=culprit.number,
         )
 
     def _listen(self, seconds: float) -> None:
@@ -212,4 +221,5 @@ def _ask_to_stop(_number: int, _frame: FrameType | None) -> None:
 
 def main(folder: str) -> int:
     """The agent's entry: supervise the job whose folder is given."""
+    os.umask(0o077)  # of the ranks too: a job's files are for the owner's eyes only
     return Supervisor(JobFolder(Path(folder))).run()

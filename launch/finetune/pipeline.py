@@ -87,7 +87,7 @@ class Pipeline:
         return self._tally(sums, learned)
 
     def clip(self, max_norm: float) -> float:
-        """Scale all ranks' gradients so that their common norm is at most `max_norm`; returns the norm before."""
+        """Scale all ranks' gradients so that their common norm is at most `max_norm` (0: leave them); returns the norm before."""
         square = torch.zeros(1, dtype=torch.float64)
         gradients = []
         for parameter in self.parameters():
@@ -99,7 +99,7 @@ class Pipeline:
                 square += parameter.grad.float().norm().double().cpu() ** 2
         self._sum_over_ranks(square)
         norm = float(square.sqrt())
-        scale = min(1.0, max_norm / (norm + 1e-6))  # as torch.nn.utils.clip_grad_norm_
+        scale = min(1.0, max_norm / (norm + 1e-6)) if max_norm > 0 else 1.0  # as torch.nn.utils.clip_grad_norm_
         if scale < 1.0:
             for gradient in gradients:
                 gradient.mul_(scale)

@@ -117,11 +117,11 @@ class _Text:
     def add(self, token: int, *, last: bool) -> str:
         if token not in self._stop:
             self._tokens.append(token)
-        text = self._tokenizer.decode(self._tokens, skip_special_tokens=True)
+        text = self._tokenizer.decode(self._tokens, skip_special_tokens=True).removeprefix(" ")  # the plain template's space
         if text.endswith("\ufffd") and not last:
             return ""
-        piece, self._told = text[self._told :], len(text)
-        return str(piece)
+        piece, self._told = str(text[self._told :]), len(text)
+        return piece
 
 
 def _write(file: TextIO, entry: dict[str, Any]) -> None:

@@ -68,8 +68,18 @@ def prune(model: PreTrainedModel, cut: Cut) -> None:
 
 
 def load_config(folder: Path) -> PreTrainedConfig:
-    """The model's configuration; no code of the model's own is ever run."""
-    return AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    """The model's configuration; no code of the model's own is ever run.
+
+    Raises:
+        WrongInputError: transformers does not know the architecture, or finds the configuration wrong.
+    """
+    try:
+        return AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise WrongInputError(
+            f"{folder / 'config.json'}: {str(error).splitlines()[0]}",
+            "choose a model whose architecture transformers knows; code of a model's own is never run",
+        ) from None
 
 
 class Stage:

@@ -1,0 +1,106 @@
+"""Which subnets and addresses the rails can have: what the nodes have elsewhere is taken. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Network
+
+from cluster.cable import Pair, Side
+from cluster.errors import RefusedError
+from cluster.facts import known
+
+_FIRST_HOST = 10  # NVIDIA's playbook: node 1 is .10, node 2 .11
+_PRIVATE = [IPv4Network(block) for block in ("192.168.0.0/16", "172.16.0.0/12", "10.0.0.0/8")]  # RFC 1918
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The subnet of a rail; `takers` say why it is not the one that was wished for."""
+
+    subnet: IPv4Network
+    takers: tuple[str, ...] = ()
+
+
+def choose(pair: Pair, wanted: tuple[IPv4Network, IPv4Network]) -> tuple[Choice, Choice]:
+    """A subnet for each rail: the one wanted, or the next of its size on which neither node has anything.
+
+    Raises:
+        RefusedError: every private subnet is taken.
+    """
+    first = _free(pair, wanted[0], avoid=wanted[1])
+    return first, _free(pair, wanted[1], avoid=first.subnet)
+
+
+def _free(pair: Pair, wanted: IPv4Network, avoid: IPv4Network) -> Choice:
+    found = takers(pair, wanted)
+    if not found:
+        return Choice(wanted)
+    for subnet in _following(wanted):
+        if not subnet.overlaps(avoid) and not takers(pair, subnet):
+            return Choice(subnet, found)
+    raise RefusedError(
+        f"{pair[0].node} and {pair[1].node} have no subnet free for a rail: {wanted} is taken ({'; '.join(found)})",
+        "name two free ones under `link.subnets` in the inventory",
+    )
+
+
+def takers(pair: Pair, subnet: IPv4Network) -> tuple[str, ...]:
+    """What the nodes have on a subnet elsewhere than on the link: in words, `spark-a: docker0 has 192.168.100.1/24`."""
+    return tuple(f"{side.node}: {taker}" for side in pair for taker in _takers(side, subnet))
+
+
+def _takers(side: Side, subnet: IPv4Network) -> Iterator[str]:
+    for nic in known(side.facts.nics, ()):
+        for address in nic.ipv4:
+            if nic.name not in side.interfaces and address.network.overlaps(subnet):
+                yield f"{nic.name} has {address}"
+                return
+    for route in known(side.facts.routes, ()):
+        # A VPN's route to half the world takes nothing: any local subnet goes before it.
+        if route.interface not in side.interfaces and route.network.prefixlen >= 8 and route.network.overlaps(subnet):
+            yield f"a route to {route.network} by {route.interface}"
+            return
+
+
+def _following(wanted: IPv4Network) -> Iterator[IPv4Network]:
+    """Private networks of the same size: those after it in its own block, then those of the other blocks."""
+    own = [block for block in _PRIVATE if wanted.subnet_of(block)]
+    for block in sorted(_PRIVATE, key=lambda block: block not in own):
+        if block.prefixlen <= wanted.prefixlen:
+            networks = block.subnets(new_prefix=wanted.prefixlen)
+            yield from (network for network in networks if block not in own or network > wanted)
+
+
+def addresses(pair: Pair, subnet: IPv4Network) -> tuple[IPv4Address, IPv4Address]:
+    """The head's and the peer's address on a rail's subnet: .10 and .11, or the next that no third machine has.
+
+    Raises:
+        RefusedError: it has no two left.
+    """
+    taken = _strangers(pair, subnet)
+    free = (number for number in _numbers(subnet) if number not in taken)
+    head, peer = next(free, None), next(free, None)
+    if head is None or peer is None:
+        raise RefusedError(
+            f"{subnet} has no two addresses left for {pair[0].node} and {pair[1].node}",
+            "name a larger one under `link.subnets` in the inventory",
+        )
+    return head, peer
+
+
+def _strangers(pair: Pair, subnet: IPv4Network) -> set[IPv4Address]:
+    """Addresses with which a third machine was heard on the link: there may be a switch."""
+    ours = {nic.mac for side in pair for nic in known(side.facts.nics, ())}
+    return {
+        neighbour.address
+        for side in pair
+        for neighbour in known(side.facts.neighbours, ())
+        if neighbour.address in subnet and neighbour.interface in side.interfaces and neighbour.mac not in ours
+    }
+
+
+def _numbers(subnet: IPv4Network) -> Iterable[IPv4Address]:
+    first, last = int(subnet.network_address) + 1, int(subnet.broadcast_address) - 1
+    start = first + _FIRST_HOST - 1
+    return map(IPv4Address, [*range(start, min(start + 200, last + 1)), *range(first, min(start, last + 1))])
