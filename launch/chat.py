@@ -104,14 +104,26 @@ def _exchanges(tokenizer: Any, turns: Sequence[Turn]) -> tuple[list[_Exchange], 
                 "the model's chat template rewrites earlier turns of a conversation, so its labels cannot be told",
                 "use rows with a single answer each",
             )
-        if not answered.startswith(prompt):
-            raise WrongInputError(
-                "the model's chat template opens an answer otherwise when it asks for one, so its labels cannot be told",
-                "make both agree in the chat template of the model's folder",
-            )
-        found.append(_Exchange(prompt[len(done) :], answered[len(prompt) :]))
+        found.append(_Exchange(prompt[len(done) :], _answer(answered, prompt, turn)))
         done = answered
     return found, done
+
+
+def _answer(answered: str, prompt: str, turn: Turn) -> str:
+    """What the model is to write after `prompt`.
+
+    Templates of reasoning models open the reasoning when they ask (`<think>`) and leave it out of the answers they show. Then
+    the answer is what was said and what ends it, put where the prompt leads.
+    """
+    if answered.startswith(prompt):
+        return answered[len(prompt) :]
+    start = answered.rfind(turn.content.strip())
+    if start < 0:
+        raise WrongInputError(
+            "the model's chat template rewrites the answer itself, so its labels cannot be told",
+            "look at the chat template in the model's folder",
+        )
+    return answered[start:]
 
 
 def _ids(tokenizer: Any, text: str) -> list[int]:

@@ -258,7 +258,9 @@ def _private(path: Path) -> Path:
     try:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
-        raise FailedError(f"{path}: cannot be made ({error.strerror})", "set $SPARKCTL_HOME to a folder of yours") from None
+        raise FailedError(
+            f"{path}: cannot be made ({error.strerror})", "set $SPARKCTL_HOME to a folder of yours"
+        ) from None
     return path
 
 

@@ -8,6 +8,7 @@ Started by the agent, or by torchrun with the same environment variables:
 from __future__ import annotations
 
 import ctypes
+import gc
 import logging
 import os
 import signal
@@ -17,10 +18,16 @@ import traceback
 import warnings
 from datetime import timedelta
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cluster.errors import SparkctlError
 from launch.agent.report import Report, Reporter
 from launch.job import JobFolder, JobSpec
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import torch
 
 # Not what finds a hang (the agent does): long enough that a slow first load on one side never trips it.
 GROUP_TIMEOUT = timedelta(minutes=30)
@@ -50,6 +57,7 @@ def main(folder: str) -> int:
 def _run(folder: JobFolder, reporter: Reporter) -> None:
     spec = folder.spec()
     reporter.tell(Report("loading"))
+    work = _work(spec.recipe["kind"])
     import torch
 
     if spec.embedded and spec.world_size > 1:
@@ -59,15 +67,25 @@ def _run(folder: JobFolder, reporter: Reporter) -> None:
     rank = join(spec, device)
     print(f"node {spec.ranks[rank].node} holds {spec.cut(rank)} on {device}", flush=True)  # noqa: T201 - the rank's log
     torch.manual_seed(int(spec.recipe.get("seed") or 0))
-    if spec.recipe["kind"] == "finetune":
-        from launch.finetune import loop
-
-        loop.run(folder, spec, rank, device, reporter)
-    else:
-        from launch.inference import batch
-
-        batch.run(folder, spec, rank, device, reporter)
+    work(folder, spec, rank, device, reporter)
     leave()
+
+
+def _work(kind: str) -> Callable[[JobFolder, JobSpec, int, torch.device, Reporter], None]:
+    """What a rank does for a recipe of this kind.
+
+    Its imports make hundreds of thousands of objects that stay for good: to look for garbage among them costs a second now, and
+    more in every later round.
+    """
+    gc.disable()
+    run: Callable[[JobFolder, JobSpec, int, torch.device, Reporter], None]
+    if kind == "finetune":
+        from launch.finetune.loop import run
+    else:
+        from launch.inference.batch import run
+    gc.freeze()
+    gc.enable()
+    return run
 
 
 def join(spec: JobSpec, device: object) -> int:

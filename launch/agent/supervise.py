@@ -147,9 +147,7 @@ class Supervisor:
         self._end_all()
         told = culprit.failure
         if told is not None and told.kind == "input":
-            self._write(
-                state="failed", reason=told.message, fix=told.fix, failed_rank=culprit.number, wrong_input=True
-            )
+            self._write(state="failed", reason=told.message, fix=told.fix, failed_rank=culprit.number, wrong_input=True)
             return
         self._write(
             state="failed",

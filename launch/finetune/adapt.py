@@ -37,9 +37,16 @@ def add_lora(stage: Stage, recipe: FinetuneRecipe) -> Any:
     """Put a LoRA adapter on the stage, in place; returns peft's model, whose adapter starts the same however the model is cut.
 
     Raises:
-        WrongInputError: `lora_target_modules` names nothing that this stage has.
+        WrongInputError: `lora_target_modules` names something that no layer of the model has.
     """
-    targets = list(recipe.lora_target_modules or linear_names(stage.config))
+    available = linear_names(stage.config)
+    targets = list(recipe.lora_target_modules or available)
+    if strangers := [name for name in targets if name.rpartition(".")[2] not in available]:
+        # The head and the embedding too: only one rank has them, and vLLM does not load adapters of theirs.
+        raise WrongInputError(
+            f"lora_target_modules: no layer of the model has a linear module {strangers[0]!r}",
+            f"its layers have: {', '.join(available)}",
+        )
     lora = LoraConfig(
         r=recipe.lora_r,
         lora_alpha=recipe.lora_alpha,
@@ -50,10 +57,10 @@ def add_lora(stage: Stage, recipe: FinetuneRecipe) -> Any:
     )
     try:
         adapted = get_peft_model(stage.model, lora)
-    except ValueError as error:
+    except ValueError:  # the only error left: this stage has none of them
         raise WrongInputError(
-            f"lora_target_modules: {str(error).splitlines()[0]}",
-            f"this model has: {', '.join(linear_names(stage.config))}",
+            f"lora_target_modules: none of {', '.join(targets)} is in {stage.cut}",
+            "set `nodes: 1`, or adapt something that all layers have",
         ) from None
     for name, parameter in adapted.named_parameters():
         if "lora_A" in name:
@@ -107,6 +114,8 @@ def save_model(stage: Stage, tokenizer: Any, folder: Path) -> None:
             (folder / "model.safetensors.index.json").write_text(json.dumps(document, indent=1))
     if _rank() == 0:
         stage.config.save_pretrained(folder)
+        if stage.model.generation_config is not None:  # it may name more end tokens than the tokenizer does
+            stage.model.generation_config.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
 
 

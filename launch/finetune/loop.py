@@ -6,6 +6,7 @@ It drives a strategy and knows nothing of how that splits the model.
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections.abc import Iterator, Sequence
 from itertools import count
@@ -56,7 +57,7 @@ def train(
     """Take every optimizer step; returns what each came to.
 
     Raises:
-        FailedError: the loss is no number any more.
+        FailedError: the loss is infinite or no number any more.
     """
     per_epoch = data.steps_per_epoch(len(corpus.train), recipe.micro_batch_size * recipe.gradient_accumulation_steps)
     total = recipe.max_steps or max(1, round(per_epoch * recipe.num_epochs))
@@ -77,9 +78,9 @@ def train(
             group["lr"] = rate
         tally = strategy.step(batch)
         norm = strategy.clip(recipe.max_grad_norm)
-        if tally.loss != tally.loss:  # NaN
+        if not math.isfinite(tally.loss):
             raise FailedError(
-                f"step {step}: the loss is not a number any more",
+                f"step {step}: the loss is {tally.loss}: nothing that could be learned from is left",
                 "lower `learning_rate`, or look for broken rows in the dataset",
             )
         optimizer.step()
@@ -89,7 +90,7 @@ def train(
         reporter.tell(Report("step", step=step))
         if log is not None and (step % recipe.logging_steps == 0 or step in (1, total)):
             log.log(window.metrics(step, total, step / per_epoch, norm, rate))
-        if recipe.eval_steps and corpus.validation and (step % recipe.eval_steps == 0 or step == total):
+        if corpus.validation and (step % (recipe.eval_steps or per_epoch) == 0 or step == total):
             _evaluate(strategy, recipe, corpus.validation, step, log)
     return tallies
 

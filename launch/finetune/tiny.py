@@ -1,6 +1,7 @@
 """A small base model made on the spot: a byte-level BPE tokenizer trained on given text, and a Llama with random weights.
 
-No hub can be assumed where sparkctl is rehearsed, and LoRA on random weights stays gibberish, so a demonstration trains its own base.
+No hub can be assumed where sparkctl is rehearsed, and LoRA on random weights stays gibberish, so a demonstration
+trains its own base.
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ END = "<|end|>"
 PADDING = "<|pad|>"
 
 
-def make(folder: Path, texts: Iterable[str], *, vocabulary: int, hidden: int, layers: int, positions: int, seed: int) -> Path:
+def make(
+    folder: Path, texts: Iterable[str], *, vocabulary: int, hidden: int, layers: int, positions: int, seed: int
+) -> Path:
     """Write tokenizer, configuration and random weights to `folder`, as any model folder has them.
 
     Args:
@@ -48,7 +51,9 @@ def make(folder: Path, texts: Iterable[str], *, vocabulary: int, hidden: int, la
 
 def _tokenizer(texts: Iterable[str], vocabulary: int) -> PreTrainedTokenizerFast:
     bpe = Tokenizer(models.BPE())
-    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)  # a name is one word, at the start of a line too
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(
+        add_prefix_space=True
+    )  # a name is one word, at the start of a line too
     bpe.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocabulary,

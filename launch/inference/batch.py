@@ -23,16 +23,19 @@ def run(folder: JobFolder, spec: JobSpec, rank: int, device: torch.device, repor
     """Load this rank's stage, answer all requests of the spec, and end."""
     recipe = parse_dump(spec.recipe)
     assert isinstance(recipe, InferenceRecipe)
-    stage = load_stage(recipe, spec, rank, device)
     tokenizer = AutoTokenizer.from_pretrained(recipe.base_model, trust_remote_code=False)
+    prompts = [_prompt(request, recipe, tokenizer) for request in spec.requests]  # before anything is loaded
+    stage = load_stage(recipe, spec, rank, device)
     engine = Engine(stage, pad_token=tokenizer.pad_token_id or 0)
     reporter.tell(Report("running"))
     if rank > 0:
         engine.follow()
         return
     with folder.answers.open("w", encoding="utf-8") as file:
+        stop = stop_tokens(recipe, tokenizer)
         running = [
-            _start(request, recipe, tokenizer, stop_tokens(recipe, tokenizer), file) for request in spec.requests
+            _start(request, prompt, recipe, tokenizer, stop, file)
+            for request, prompt in zip(spec.requests, prompts, strict=True)
         ]
         engine.generate(running, max_rows=recipe.max_num_seqs)
         for request, sequence in zip(spec.requests, running, strict=True):
@@ -86,14 +89,22 @@ def stop_tokens(recipe: InferenceRecipe, tokenizer: Any) -> frozenset[int]:
     return frozenset(token for token in [*ids, tokenizer.eos_token_id] if token is not None)
 
 
-def _start(request: Request, recipe: InferenceRecipe, tokenizer: Any, stop: frozenset[int], file: TextIO) -> Running:
+def _prompt(request: Request, recipe: InferenceRecipe, tokenizer: Any) -> list[int]:
     prompt = encode_prompt(tokenizer, request.turns)
-    room = recipe.max_model_len - len(prompt)
-    if room < 1:
+    if len(prompt) >= recipe.max_model_len:
         raise WrongInputError(
             f"question {request.id + 1}: {len(prompt)} tokens leave no room within max_model_len {recipe.max_model_len}",
             "shorten it, or raise `max_model_len`",
         )
+    if not prompt:
+        raise WrongInputError(f"question {request.id + 1}: the model's chat template makes nothing of it", "ask more")
+    return prompt
+
+
+def _start(
+    request: Request, prompt: list[int], recipe: InferenceRecipe, tokenizer: Any, stop: frozenset[int], file: TextIO
+) -> Running:
+    room = recipe.max_model_len - len(prompt)
     sequence = Running(prompt, min(request.max_tokens, room), request.sampling, stop)
     text = _Text(tokenizer, stop)
 
@@ -106,22 +117,35 @@ def _start(request: Request, recipe: InferenceRecipe, tokenizer: Any, stop: froz
 
 
 class _Text:
-    """Turns token ids into text piece by piece; a piece ends where a character does, whatever bytes the tokens split."""
+    """Turns token ids into text piece by piece; a piece ends where a character does, whatever bytes the tokens split.
+
+    Only a window is decoded: the tokens of the last piece, for a token's text can depend on the one before, and the new ones.
+    """
 
     def __init__(self, tokenizer: Any, stop: frozenset[int]) -> None:
         self._tokenizer = tokenizer
         self._stop = stop
         self._tokens: list[int] = []
-        self._told = 0
+        self._window = self._told = 0  # where the window starts, and up to where tokens have been told
+        self._begun = False
 
     def add(self, token: int, *, last: bool) -> str:
+        """The text that `token` completes, which may be none."""
         if token not in self._stop:
             self._tokens.append(token)
-        text = self._tokenizer.decode(self._tokens, skip_special_tokens=True).removeprefix(" ")  # the plain template's space
+        before = self._decode(self._tokens[self._window : self._told])
+        text = self._decode(self._tokens[self._window :])
         if text.endswith("\ufffd") and not last:
             return ""
-        piece, self._told = str(text[self._told :]), len(text)
+        piece = text[len(before) :]
+        if piece:
+            self._window, self._told = self._told, len(self._tokens)
+            if not self._begun:
+                self._begun, piece = True, piece.removeprefix(" ")  # the plain template's space
         return piece
+
+    def _decode(self, tokens: list[int]) -> str:
+        return str(self._tokenizer.decode(tokens, skip_special_tokens=True))
 
 
 def _write(file: TextIO, entry: dict[str, Any]) -> None:

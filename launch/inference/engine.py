@@ -98,9 +98,12 @@ class Engine:
         waiting = deque(sequences)
         groups: dict[int, list[Running]] = {}
         turns: deque[int] = deque()
-        rows = max(1, max_rows // GROUPS)
+        room = [-(-max_rows // GROUPS), max_rows // GROUPS]
         for group in range(GROUPS):
-            if self._fill(group, waiting, groups, min(rows, -(-len(waiting) // (GROUPS - group)))):
+            even = -(
+                -len(waiting) // (GROUPS - group)
+            )  # two short groups keep both stages busy, one full group does not
+            if self._fill(group, waiting, groups, min(room[group], even)):
                 turns.append(group)
         while turns:
             group = turns.popleft()
@@ -114,7 +117,7 @@ class Engine:
                 last = [row.tokens[-1] for row in groups[group]]
                 self._submit(group, Order.DECODE, torch.tensor(last)[:, None])
                 turns.append(group)
-            elif self._fill(group, waiting, groups, rows):
+            elif self._fill(group, waiting, groups, room[group]):
                 turns.append(group)
 
     def close(self) -> None:

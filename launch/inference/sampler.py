@@ -8,6 +8,9 @@ import torch
 
 from launch.inference.request import Sampling
 
+# Below this the likeliest token is all that is ever drawn, and dividing by it would overflow.
+GREEDY_BELOW = 1e-5
+
 
 class Sampler:
     """Draws for the sequences of one group. A row has a generator of its own: its answer does not depend on its neighbours."""
@@ -21,7 +24,7 @@ class Sampler:
         """Token ids, int64 [rows] on the CPU, for logits [rows, vocabulary]."""
         tokens = logits.argmax(dim=-1).cpu()
         for row, (sampling, generator) in enumerate(zip(self._samplings, self._generators, strict=True)):
-            if sampling.temperature > 0:
+            if sampling.temperature > GREEDY_BELOW:
                 shares = filtered(logits[row].float().cpu(), sampling)
                 tokens[row] = torch.multinomial(shares, 1, generator=generator)[0]
         return tokens

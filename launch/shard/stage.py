@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.cache_utils import Cache, DummyLayer, DynamicCache
@@ -67,6 +68,47 @@ def prune(model: PreTrainedModel, cut: Cut) -> None:
         cast("Any", model).all_tied_weights_keys = {}
 
 
+class _PlusOne(nn.Module):
+    """Stands for the norm while seams are tried, so that what comes out shows what was handed to it."""
+
+    def __init__(self, like: PreTrainedModel) -> None:
+        super().__init__()
+        self.one = nn.Parameter(torch.ones((), device=like.device, dtype=like.dtype), requires_grad=False)
+
+    def forward(self, hidden_states: torch.Tensor, *_args: Any, **_kwargs: Any) -> torch.Tensor:
+        return hidden_states + self.one
+
+
+@torch.inference_mode()
+def check_seams(model: PreTrainedModel) -> None:
+    """Make sure that the decoder hands hidden states to its layers as they come, and nothing else from layer to layer.
+
+    Tried out with empty layers: models that scale, normalise or widen the embeddings (Granite), or carry something beside
+    the hidden states, would do so again on every stage, and be silently wrong.
+
+    Raises:
+        WrongInputError: it does not, so it cannot be cut by layers.
+    """
+    decoder: Any = find_decoder(model)
+    hidden = torch.linspace(-1, 1, 2 * model.config.get_text_config(decoder=True).hidden_size)
+    hidden = hidden.reshape(1, 2, -1).to(model.device, model.dtype)
+    positions = torch.arange(2, device=model.device)[None]
+    layers, norm = decoder.layers, decoder.norm
+    decoder.layers, decoder.norm = nn.ModuleList(Passthrough(layer) for layer in layers), _PlusOne(model)
+    try:
+        handed_on = decoder(inputs_embeds=hidden, position_ids=positions, use_cache=False).last_hidden_state
+        cuttable = torch.equal(handed_on, hidden + 1)
+    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError):
+        cuttable = False  # it asks more of a layer than to take and return hidden states
+    finally:
+        decoder.layers, decoder.norm = layers, norm
+    if not cuttable:
+        raise WrongInputError(
+            f"{type(model).__name__}: does more between its layers than to hand on hidden states, so it cannot be cut there",
+            "set `nodes: 1` to run it whole on one node, or choose another model",
+        )
+
+
 def load_config(folder: Path) -> PreTrainedConfig:
     """The model's configuration; no code of the model's own is ever run.
 
@@ -103,14 +145,27 @@ class Stage:
         """
         config = load_config(folder)
         architecture = _causal_class(config, folder)
-        model, info = _pruned_class(architecture, cut).from_pretrained(
-            folder, config=config, dtype=dtype, device_map={"": device}, use_safetensors=True, output_loading_info=True
-        )
+        try:
+            model, info = _pruned_class(architecture, cut).from_pretrained(
+                folder,
+                config=config,
+                dtype=dtype,
+                device_map={"": device},
+                use_safetensors=True,
+                output_loading_info=True,
+            )
+        except torch.OutOfMemoryError:
+            raise
+        except (RuntimeError, ValueError, OSError, SafetensorError) as error:
+            reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+            raise WrongInputError(f"{folder}: cannot be loaded: {reason}", "download the model again") from error
         if missing := sorted(info["missing_keys"]):
             raise WrongInputError(
                 f"{folder}: {len(missing)} tensors of {cut} are not in the checkpoint, first {missing[0]}",
                 "download the model again, or check that its safetensors belong to its config.json",
             )
+        if not (cut.first and cut.last):
+            check_seams(model)
         return cls(model, cut)
 
     def forward(

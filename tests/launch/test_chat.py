@@ -19,6 +19,12 @@ CHATML = (
     "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
+# Its prompts end in a space, which a whole conversation's tokens would join to the answer's first word.
+SPACED = (
+    "{% for message in messages %}"
+    "{% if message['role'] == 'assistant' %}{{ message['content'] + eos_token }}"
+    "{% else %}{{ 'Question: ' + message['content'] + '\nAnswer: ' }}{% endif %}{% endfor %}"
+)
 # As Qwen3 does: of earlier answers only what is said remains, the last one gets an empty thought.
 FORGETFUL = (
     "{% for message in messages %}"
@@ -72,11 +78,18 @@ def _chatml(tokenizer: Any) -> Any:
     return tokenizer
 
 
+def _spaced(tokenizer: Any) -> Any:
+    tokenizer.chat_template = SPACED
+    return tokenizer
+
+
+# How to make one, and what stands around an answer's words.
 TOKENIZERS = {
-    "plain": (_bytes, "<end>"),
-    "plain-merging": (_merging, "<end>"),
-    "chatml": (lambda: _chatml(_bytes()), "<|im_end|>\n"),
-    "chatml-merging": (lambda: _chatml(_merging()), "<|im_end|>\n"),
+    "plain": (_bytes, " ", "<end>"),
+    "plain-merging": (_merging, " ", "<end>"),
+    "spaced-merging": (lambda: _spaced(_merging()), "", "<end>"),
+    "chatml": (lambda: _chatml(_bytes()), "", "<|im_end|>\n"),
+    "chatml-merging": (lambda: _chatml(_merging()), "", "<|im_end|>\n"),
 }
 
 
@@ -94,10 +107,10 @@ def _learned(tokenizer: Any, sample: Sample) -> list[str]:
 
 @pytest.mark.parametrize("made", TOKENIZERS)
 def test_only_answers_and_their_ends_are_learned(made: str) -> None:
-    make, end = TOKENIZERS[made]
+    make, start, end = TOKENIZERS[made]
     tokenizer = make()
-    assert _learned(tokenizer, encode_row(tokenizer, ONE)) == ["Là, en dessous. 😀" + end]
-    assert _learned(tokenizer, encode_row(tokenizer, TWO)) == ["The head." + end, "The peer." + end]
+    assert _learned(tokenizer, encode_row(tokenizer, ONE)) == [f"{start}Là, en dessous. 😀{end}"]
+    assert _learned(tokenizer, encode_row(tokenizer, TWO)) == [f"{start}The head.{end}", f"{start}The peer.{end}"]
 
 
 @pytest.mark.parametrize("made", TOKENIZERS)
@@ -112,7 +125,7 @@ def test_a_sample_reads_as_the_template_renders_it_up_to_its_last_answer(made: s
 def test_a_base_model_is_asked_in_plain_words() -> None:
     tokenizer = _bytes()
     assert tokenizer.decode(encode_prompt(tokenizer, TWO.turns[:4])) == (
-        "Answer in one word.\n\nQuestion: Which box is rank 0?\nAnswer: The head.<end>Question: And rank 1?\nAnswer: "
+        "Answer in one word.\n\nQuestion: Which box is rank 0?\nAnswer: The head.<end>Question: And rank 1?\nAnswer:"
     )
 
 
@@ -162,11 +175,20 @@ def test_a_template_that_rewrites_earlier_turns_trains_on_single_answers_only() 
     assert asked == "SAnswer in one word.<end>UWhich box is rank 0?<end>AThe head.<end>UAnd rank 1?<end>A"
 
 
-def test_a_template_that_opens_answers_otherwise_when_it_asks_is_named() -> None:
+def test_where_the_prompt_opens_a_thought_the_answer_is_learned_behind_it() -> None:
     tokenizer = _bytes()
     tokenizer.chat_template = OPENING
-    assert "opens an answer otherwise when it asks" in _refusal(tokenizer, ONE).message
-    assert tokenizer.decode(encode_prompt(tokenizer, ONE.turns[:1])).endswith("assistant<think>")
+    sample = encode_row(tokenizer, ONE)
+    assert _learned(tokenizer, sample) == ["Là, en dessous. 😀<end>"]
+    asked = encode_prompt(tokenizer, ONE.turns[:1])
+    assert tokenizer.decode(asked).endswith("assistant<think>")
+    assert list(sample.ids[: len(asked)]) == asked, "in training the answer stands where it stands when asked"
+
+
+def test_a_template_that_rewrites_the_answer_is_named() -> None:
+    tokenizer = _bytes()
+    tokenizer.chat_template = OPENING.replace("message['content']", "message['content'] | upper")
+    assert "rewrites the answer itself" in _refusal(tokenizer, ONE).message
 
 
 def test_what_the_template_says_against_a_conversation_is_passed_on() -> None:

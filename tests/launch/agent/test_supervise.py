@@ -125,7 +125,9 @@ def test_a_checkpoint_that_lacks_a_tensor_is_told_and_hangs_nobody(commands: Com
     job = commands.jobs()[-1]
     assert done.returncode == 2
     error, fix = done.stderr.splitlines()
-    assert error.startswith(f"error: job {job.id} failed: {commands.folder}/model: 1 tensors of layers 2-3 + head are not in")
+    assert error.startswith(
+        f"error: job {job.id} failed: {commands.folder}/model: 1 tensors of layers 2-3 + head are not in"
+    )
     assert error.endswith(missing)
     assert fix.startswith("  try: download the model again")
     assert (job.state().state, job.state().failed_rank, job.state().wrong_input) == ("failed", 1, True)

@@ -20,12 +20,15 @@ def test_a_tiny_model_is_read_by_transformers_and_by_us(tmp_path: Path) -> None:
     assert card.layers == 3
     assert card.max_positions == 32
     assert card.parameters == sum(parameter.numel() for parameter in model.parameters())
-    assert tokenizer.decode(tokenizer("naïve ✓").input_ids) == "naïve ✓"
+    assert tokenizer.decode(tokenizer("naïve ✓").input_ids) == " naïve ✓", (
+        "a word has its space, at the start of a line too"
+    )
 
 
 def test_the_same_seed_makes_the_same_weights(tmp_path: Path) -> None:
     made = [
-        tiny.make(tmp_path / name, TEXTS, vocabulary=300, hidden=64, layers=2, positions=32, seed=5) for name in ("one", "two")
+        tiny.make(tmp_path / name, TEXTS, vocabulary=300, hidden=64, layers=2, positions=32, seed=5)
+        for name in ("one", "two")
     ]
     one, two = ((folder / "model.safetensors").read_bytes() for folder in made)
     assert one == two

@@ -52,7 +52,13 @@ def test_the_pieces_of_any_tokens_are_what_decoding_all_of_them_gives() -> None:
     draw = random.Random(5)  # noqa: S311 - reproducible, not secret
     for _ in range(50):
         tokens = [draw.randrange(256) for _ in range(40)]  # mostly no valid text at all
-        assert "".join(_pieces(BYTES, tokens)) == BYTES.decode(tokens)
+        assert "".join(_pieces(BYTES, tokens)) == BYTES.decode(tokens).removeprefix(" ")
+
+
+def test_the_space_that_a_plain_answer_begins_with_is_not_told() -> None:
+    assert _pieces(BYTES, BYTES(" Two  x").input_ids) == ["", "T", "w", "o", " ", " ", "x"]
+    assert "".join(_pieces(BYTES, BYTES("  x").input_ids)) == " x"
+    assert "".join(_pieces(BYTES, BYTES(" ").input_ids)) == ""
 
 
 def test_half_a_character_at_the_very_end_is_told_as_such() -> None:

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from transformers.cache_utils import DummyLayer
 
 from cluster.errors import WrongInputError
-from launch.shard.stage import Passthrough, Stage, find_decoder, load_config
+from launch.shard.stage import Passthrough, Stage, check_seams, find_decoder, load_config
 from launch.split import Cut, whole
 from tests import models
 from tests.ranks import run_ranks
@@ -170,6 +170,35 @@ def test_another_layout_is_refused_by_its_name(name: str, settings: dict[str, An
         _load(tmp_path, cut)
     assert wrong.value.message.startswith(f"{name}: not a plain stack of layers")
     assert "one list of layers" in wrong.value.fix
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("GraniteForCausalLM", {"embedding_multiplier": 12.0}),  # scales what it embeds
+        ("AfmoeForCausalLM", {"mup_enabled": True, "num_local_experts": 4, "moe_intermediate_size": 32}),  # so does it
+        ("NanoChatForCausalLM", {}),  # normalises it
+    ],
+)
+def test_a_model_that_treats_embeddings_on_the_way_to_its_layers_is_refused_by_its_name(
+    name: str, settings: dict[str, Any], tmp_path: Path
+) -> None:
+    architecture = getattr(transformers, name)
+    config = architecture.config_class(**{**models._SMALL, **settings})
+    architecture(config).save_pretrained(tmp_path)
+    for cut in CUTS:
+        with pytest.raises(WrongInputError, match=f"{name}: does more between its layers") as wrong:
+            _load(tmp_path, cut)
+        assert "nodes: 1" in wrong.value.fix
+    _load(tmp_path, whole(4))
+
+
+def test_the_check_of_its_seams_leaves_a_stage_as_it_was(tmp_path: Path) -> None:
+    stage = _load(models.make(tmp_path / "model"), CUTS[1])
+    before = [type(layer).__name__ for layer in stage.decoder.layers]
+    check_seams(stage.model)
+    assert [type(layer).__name__ for layer in stage.decoder.layers] == before
+    assert before == ["Passthrough", "LlamaDecoderLayer", "LlamaDecoderLayer", "Passthrough"]
 
 
 def test_what_is_no_language_model_is_refused_by_its_type(tmp_path: Path) -> None:
