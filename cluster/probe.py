@@ -11,6 +11,7 @@ each fact is looked up by itself, and one that could not be looked at says why, 
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import functools
 import json
 import os
@@ -25,8 +26,9 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, Callable, Iterable, Sequence  # noqa: UP035 - Python 3.8 has no subscripts in collections.abc
+from typing import Any
 
 ARGV = ("python3", "-IS", "-")  # isolated: nothing in the folder it starts in, or in PYTHONPATH, passes for a module
 VERSION = 1
@@ -160,13 +162,12 @@ def output(argv: Sequence[str], most: int = MOST_TEXT) -> str:
     try:
         text, errors = drained(process, most)
         status = process.wait(1)
-    except subprocess.TimeoutExpired:
-        raise CannotLookError(f"{name}: not done after {COMMAND_SECONDS:g} s") from None
-    except OverflowError:
-        raise CannotLookError(f"{name}: prints more than {most} bytes") from None
-    finally:
-        if process.poll() is None:
+    except (subprocess.TimeoutExpired, OverflowError) as error:
+        with contextlib.suppress(OSError):  # sudo is root's, and not ours to end
             os.killpg(process.pid, signal.SIGKILL)
+        endless = isinstance(error, OverflowError)
+        why = f"prints more than {most} bytes" if endless else f"not done after {COMMAND_SECONDS:g} s"
+        raise CannotLookError(f"{name}: {why}") from None
     if status != 0:
         said = [line.strip() for line in (errors + "\n" + text).splitlines() if line.strip()]  # nvidia-smi uses stdout
         raise CannotLookError(f"{name}: exit status {status}: {said[0] if said else 'it says nothing'}"[:300], status)
@@ -310,7 +311,7 @@ def nics() -> dict[str, Any]:
 
 
 def nic(folder: Path) -> dict[str, Any]:
-    found = attributes(folder, "ifindex flags operstate carrier speed mtu address")
+    found = attributes(folder, "flags operstate carrier speed mtu address")
     return {**found, "driver": target(folder / "device/driver"), "pci": target(folder / "device")}
 
 
@@ -319,7 +320,7 @@ def roce() -> dict[str, Any]:
 
 
 def roce_device(folder: Path) -> dict[str, Any]:
-    found = attributes(folder, "fw_ver hca_type board_id")
+    found = attributes(folder, "fw_ver hca_type")
     found["uevent"] = attribute(folder / "device/uevent")
     found["interfaces"] = names(inside(folder / "device/net"))
     found["ports"] = {port.name: roce_port(port) for port in inside(folder / "ports")}

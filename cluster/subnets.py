@@ -22,22 +22,37 @@ class Choice:
     takers: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True)
+class Taken:
+    """A network that a node has elsewhere than on the link, and in words where."""
+
+    network: IPv4Network
+    by: str
+
+
 def choose(pair: Pair, wanted: tuple[IPv4Network, IPv4Network]) -> tuple[Choice, Choice]:
     """A subnet for each rail: the one wanted, or the next of its size on which neither node has anything.
 
     Raises:
         RefusedError: every private subnet is taken.
     """
-    first = _free(pair, wanted[0], avoid=wanted[1])
-    return first, _free(pair, wanted[1], avoid=first.subnet)
+    taken = _taken(pair)
+    first = _free(pair, taken, wanted[0], avoid=wanted[1])
+    return first, _free(pair, taken, wanted[1], avoid=first.subnet)
 
 
-def _free(pair: Pair, wanted: IPv4Network, avoid: IPv4Network) -> Choice:
-    found = takers(pair, wanted)
+def takers(pair: Pair, subnet: IPv4Network) -> tuple[str, ...]:
+    """What the nodes have on a subnet elsewhere than on the link: `spark-a: docker0 has 192.168.100.1/24`."""
+    return tuple(one.by for one in _taken(pair) if one.network.overlaps(subnet))
+
+
+def _free(pair: Pair, taken: list[Taken], wanted: IPv4Network, avoid: IPv4Network) -> Choice:
+    found = tuple(one.by for one in taken if one.network.overlaps(wanted))
     if not found:
         return Choice(wanted)
+    networks = [avoid, *(one.network for one in taken)]
     for subnet in _following(wanted):
-        if not subnet.overlaps(avoid) and not takers(pair, subnet):
+        if not any(network.overlaps(subnet) for network in networks):
             return Choice(subnet, found)
     raise RefusedError(
         f"{pair[0].node} and {pair[1].node} have no subnet free for a rail: {wanted} is taken ({'; '.join(found)})",
@@ -45,22 +60,23 @@ def _free(pair: Pair, wanted: IPv4Network, avoid: IPv4Network) -> Choice:
     )
 
 
-def takers(pair: Pair, subnet: IPv4Network) -> tuple[str, ...]:
-    """What the nodes have on a subnet elsewhere than on the link: in words, `spark-a: docker0 has 192.168.100.1/24`."""
-    return tuple(f"{side.node}: {taker}" for side in pair for taker in _takers(side, subnet))
+def _taken(pair: Pair) -> list[Taken]:
+    """Each network once for a node: the route to an address's own network says nothing new."""
+    found: dict[tuple[str, IPv4Network], Taken] = {}
+    for side in pair:
+        for one in _elsewhere(side):
+            found.setdefault((side.node, one.network), one)
+    return list(found.values())
 
 
-def _takers(side: Side, subnet: IPv4Network) -> Iterator[str]:
+def _elsewhere(side: Side) -> Iterator[Taken]:
     for nic in known(side.facts.nics, ()):
-        for address in nic.ipv4:
-            if nic.name not in side.interfaces and address.network.overlaps(subnet):
-                yield f"{nic.name} has {address}"
-                return
+        if nic.name not in side.interfaces:
+            yield from (Taken(address.network, f"{side.node}: {nic.name} has {address}") for address in nic.ipv4)
     for route in known(side.facts.routes, ()):
         # A VPN's route to half the world takes nothing: any local subnet goes before it.
-        if route.interface not in side.interfaces and route.network.prefixlen >= 8 and route.network.overlaps(subnet):
-            yield f"a route to {route.network} by {route.interface}"
-            return
+        if route.interface not in side.interfaces and route.network.prefixlen >= 8:
+            yield Taken(route.network, f"{side.node}: a route to {route.network} by {route.interface}")
 
 
 def _following(wanted: IPv4Network) -> Iterator[IPv4Network]:

@@ -20,7 +20,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cluster.errors import SparkctlError
+from cluster.errors import FailedError, SparkctlError
 from launch.agent.report import Report, Reporter
 from launch.job import JobFolder, JobSpec
 
@@ -56,6 +56,7 @@ def main(folder: str) -> int:
 
 def _run(folder: JobFolder, reporter: Reporter) -> None:
     spec = folder.spec()
+    _place(spec)
     reporter.tell(Report("loading"))
     work = _work(spec.recipe["kind"])
     import torch
@@ -97,12 +98,7 @@ def join(spec: JobSpec, device: object) -> int:
     import torch.distributed as dist
     from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]  # its __init__ takes them by a star
 
-    rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    if world != spec.world_size:
-        raise SparkctlError(
-            f"rank {rank}: started in a world of {world}, but the job has {spec.world_size} ranks",
-            "start as many ranks as the plan has",
-        )
+    rank, world = _place(spec)
     if world == 1:
         return rank
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
@@ -115,10 +111,21 @@ def join(spec: JobSpec, device: object) -> int:
         backend, store=PrefixStore(f"attempt-{attempt}", store), rank=rank, world_size=world, timeout=GROUP_TIMEOUT
     )
     if dist.get_world_size() != spec.world_size:
-        raise SparkctlError(
+        raise FailedError(
             f"rank {rank}: joined a world of {dist.get_world_size()} instead of {spec.world_size}", "report this"
         )
     return rank
+
+
+def _place(spec: JobSpec) -> tuple[int, int]:
+    """This rank and the size of its world, as the environment says."""
+    rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    if world != spec.world_size:
+        raise FailedError(
+            f"rank {rank}: started in a world of {world}, but the job has {spec.world_size} ranks",
+            "start as many ranks as the plan has",
+        )
+    return rank, world
 
 
 def leave() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,8 @@ from sparkctl.options import Options, common
 if TYPE_CHECKING:
     from launch.questions import Answer, Answers
     from launch.start import Prepared
+
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # all but tab and line feed
 
 
 @click.command()
@@ -84,7 +87,7 @@ def answer(options: Options, prepared: Prepared, asked: tuple, *, show: bool = T
             for entry in update.entries:
                 piece = answers.take(entry)
                 if stream:
-                    click.echo(piece, nl=False)
+                    click.echo(_harmless(piece), nl=False)
         if update.state.state != "succeeded":
             raise run.failure(folder, update.state)
     except KeyboardInterrupt:
@@ -133,4 +136,9 @@ def _introduce(options: Options, prepared: Prepared) -> None:
 def _print_all(answers: list[Answer]) -> None:
     for index, one in enumerate(answers):
         click.echo(("\n" if index else "") + click.style(one.question, bold=True))
-        click.echo(one.text)
+        click.echo(_harmless(one.text))
+
+
+def _harmless(text: str) -> str:
+    """Without control characters: what a model says must not move the cursor, or worse. `--json` has them, escaped."""
+    return _CONTROL.sub("", text)

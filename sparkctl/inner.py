@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import sys
+from typing import NoReturn
+
 import click
 
 
@@ -16,8 +20,11 @@ def agent(folder: str) -> int:
 
 @click.command(hidden=True)
 @click.argument("folder")
-def worker(folder: str) -> int:
+def worker(folder: str) -> NoReturn:
     """Be the rank of the job in FOLDER that the environment (RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT) says."""
     from launch import worker as rank
 
-    return rank.main(folder)
+    status = rank.main(folder)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)  # all is written; to take torch apart object by object would take another second

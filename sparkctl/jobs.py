@@ -76,11 +76,12 @@ def jobs(options: Options, show_all: bool) -> None:
         return
     from rich.table import Table
 
-    from sparkctl.show import print_table
+    from sparkctl.show import cut_short, print_table
 
     table = Table(box=None, pad_edge=False, header_style="dim")
-    for name in ("job", "state", "kind", "step", "loss", "age", ""):
+    for name in ("job", "state", "kind", "step", "loss", "age"):
         table.add_column(name, justify="right" if name in ("step", "loss", "age") else "left", no_wrap=True)
+    table.add_column("")
     for row in listed:
         table.add_row(
             row.id,
@@ -89,7 +90,7 @@ def jobs(options: Options, show_all: bool) -> None:
             "" if row.step is None else f"{row.step}/{row.total_steps}",
             "" if row.loss is None else f"{row.loss:.3f}",
             _words(job.age(row.created)) if row.created else "",
-            row.reason.partition("\n")[0],
+            cut_short(row.reason.partition("\n")[0]),
         )
     print_table(table)
 

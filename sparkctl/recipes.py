@@ -33,7 +33,14 @@ def recipes(options: Options, schema: bool) -> None:
     if options.json:
         click.echo(json.dumps([{"path": str(path), "about": about} for path, about in listed], indent=1))
         return
-    width = max((len(path.name) for path, _ in listed), default=0)
+    from rich.table import Table
+
+    from sparkctl.show import print_table
+
     options.say(f"in {folder()}")
+    table = Table(box=None, pad_edge=False, show_header=False)
+    table.add_column(no_wrap=True)
+    table.add_column()
     for path, about in listed:
-        click.echo(f"  {path.name:<{width}}  {about}")
+        table.add_row(path.name, about)
+    print_table(table)

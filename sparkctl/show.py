@@ -60,9 +60,14 @@ def plan_table(prepared: Prepared) -> Table:
     return table
 
 
+def cut_short(text: str) -> Text:
+    """A cell that is cut where the terminal ends, so that its row stays a line and the other cells stay whole."""
+    return Text(text, no_wrap=True, overflow="ellipsis")
+
+
 def print_table(table: Table) -> None:
     """On standard output: as wide as the terminal, or, where a program reads it, as wide as it takes to break no line."""
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False, emoji=False)
     if not console.is_terminal:
         console.width = UNBROKEN
     console.print(table)
@@ -82,7 +87,7 @@ class TrainingView:
     """The progress of a fine-tune: one bar on a terminal, one line a logged step elsewhere."""
 
     def __init__(self, name: str, *, quiet: bool) -> None:
-        self._console = Console(highlight=False)
+        self._console = Console(highlight=False, markup=False, emoji=False)
         self._quiet = quiet
         self._live = self._console.is_terminal and not quiet
         self._progress = _bar(self._console)

@@ -26,7 +26,7 @@ INVENTORY = """
 nodes:
   - {name: left, transport: local}
   - {name: right, transport: local}
-env: {OMP_NUM_THREADS: 1, INVENTORY_SAYS: hello, INVENTORY_TOKEN: for-the-ranks}
+env: {OMP_NUM_THREADS: 1, CUDA_VISIBLE_DEVICES: "", INVENTORY_SAYS: hello, INVENTORY_TOKEN: for-the-ranks}
 """
 RECIPE = """
 kind: finetune
@@ -114,7 +114,7 @@ class CommandLine:
 
     def jobs(self) -> list[JobFolder]:
         """The folders of its jobs, oldest first."""
-        folders = [JobFolder(path) for path in self.home.glob("jobs/[!.]*")]
+        folders = [JobFolder(file.parent) for file in self.home.glob("jobs/[!.]*/spec.json")]
         return sorted(folders, key=lambda job: job.spec_file.stat().st_mtime_ns)
 
     def end_all(self) -> None:
@@ -155,12 +155,12 @@ def pids(job: JobFolder) -> list[int]:
 def gone(pid: int) -> bool:
     """Whether no such process runs; one that nobody has waited for counts as gone."""
     try:
-        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+        return bool(psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return True
 
 
-def wait_for(condition: Callable[[], Any], seconds: float = 90) -> Any:
+def wait_for(condition: Callable[[], Any], seconds: float = 180) -> Any:
     """Poll until `condition` holds; returns what it gave."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:

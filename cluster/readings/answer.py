@@ -249,7 +249,7 @@ def read(raw: bytes, node: str) -> Answer:
     Raises:
         FailedError: it is too large, holds no answer of the probe, or one of another shape.
     """
-    fix = f"look at what `ssh {node} python3 -V` prints: it must be Python 3.8 or later, and nothing that ends it"
+    fix = f"run `python3 -V` on {node}: it must be Python 3.8 or later, and nothing in the shell's start-up files may end it"
     if len(raw) > MOST_BYTES:
         raise FailedError(f"{node}: the probe's answer is larger than {MOST_BYTES >> 20} MiB", fix)
     lines = [line for line in raw.splitlines() if line.startswith(_BEGINNING)]

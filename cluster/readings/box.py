@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import re
 from dataclasses import dataclass
@@ -106,7 +105,7 @@ class Gpu:
 
 def gpus(text: str) -> tuple[Gpu, ...]:
     """Read `nvidia-smi --query-gpu=... --format=csv` with its header line; the order of columns does not matter."""
-    rows = [[cell.strip() for cell in row] for row in csv.reader(text.splitlines()) if row]
+    rows = [[cell.strip() for cell in line.split(",")] for line in text.splitlines()]  # nvidia-smi quotes nothing
     if not rows or "name" not in rows[0]:
         return ()
     header = [re.sub(r" \[.*\]$", "", name) for name in rows[0]]

@@ -103,18 +103,6 @@ def ethtool_speed(text: str) -> int | None:
     return int(found[1]) if found else None
 
 
-def hosts(text: str) -> tuple[tuple[IPv4Address, tuple[str, ...]], ...]:
-    """Read /etc/hosts: IPv4 addresses with their names."""
-    found = []
-    for line in text.splitlines():
-        words = line.partition("#")[0].split()
-        try:
-            found.append((IPv4Address(words[0]), tuple(words[1:])))
-        except (IndexError, ValueError):
-            continue
-    return tuple(found)
-
-
 @dataclass(frozen=True)
 class Profile:
     """A configuration of one interface that outlives a reboot.
@@ -175,8 +163,8 @@ def nmcli_profiles(connections: str, profiles: str, active: Iterable[str]) -> tu
 
 
 def _pair(line: str) -> tuple[str, str]:
-    name, _, value = line.partition(":")
-    return name, value.replace("\\:", ":").replace("\\\\", "\\")
+    name, _, value = line.partition(":")  # nmcli(1): escapes are for tables, these are not one
+    return name, value
 
 
 def _lasts(source: str) -> bool:
@@ -214,17 +202,14 @@ def networkd_profiles(links: Iterable[Mapping[str, Any]]) -> tuple[Profile, ...]
 
 
 def _configured(rows: Any) -> tuple[IPv4Interface, ...]:
-    found = []
-    for row in rows if isinstance(rows, list) else []:
-        if isinstance(row, dict) and row.get("Family") == 2 and row.get("ConfigSource") == "static":
-            try:
-                address = IPv4Address(bytes(row["Address"]))
-            except (ValueError, TypeError, KeyError):
-                continue
-            read = _interface(str(address), row.get("PrefixLength"))
-            if isinstance(read, IPv4Interface):
-                found.append(read)
-    return tuple(found)
+    found = [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
+    ours = (row for row in found if row.get("Family") == 2 and row.get("ConfigSource") == "static")  # 2: AF_INET
+    read = (_interface(_dotted(row.get("Address")), row.get("PrefixLength")) for row in ours)
+    return tuple(address for address in read if isinstance(address, IPv4Interface))
+
+
+def _dotted(numbers: Any) -> str:
+    return ".".join(map(str, numbers)) if isinstance(numbers, list) else ""
 
 
 def socket_address(text: str) -> tuple[IPv4Address | IPv6Address, int] | None:

@@ -213,9 +213,11 @@ def _netplan(found: list[answer.NetplanFile]) -> tuple[NetplanFile, ...]:
 
 def _roce(name: str, found: answer.RoceDevice) -> RoceDevice:
     port = found.ports.get("1")
+    # A function with virtual ones shows several interfaces; its GID table then names the one that is its own.
+    named = found.interfaces if len(found.interfaces) == 1 else [gid.interface for gid in (port.gids if port else [])]
     return RoceDevice(
         name=name,
-        interface=found.interfaces[0] if len(found.interfaces) == 1 else None,
+        interface=named[0] if named else None,
         pci=roce.pci_slot(found.uevent),
         firmware=found.fw_ver,
         kind=found.hca_type,

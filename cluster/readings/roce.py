@@ -122,7 +122,7 @@ class PcieLink:
         return self.speed < (self.max_speed or 0) or self.width < (self.max_width or 0)
 
 
-_LINK = r"Speed ([\d.]{1,6})GT/s(?: \(\w+\))?, Width x(\d{1,2})"
+_LINK = r"Speed (\d{1,3}(?:\.\d{1,2})?)GT/s(?: \(\w+\))?, Width x(\d{1,2})"
 
 
 def lspci(text: str) -> tuple[PcieLink, ...]:

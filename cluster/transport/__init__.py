@@ -47,7 +47,11 @@ class Transport(Protocol):
     """
 
     name: str
-    python: str
+
+    @property
+    def python(self) -> str:
+        """The Python interpreter on the node, for use in an argv."""
+        ...
 
     def run(
         self,
@@ -139,7 +143,7 @@ def to(node: Node) -> Transport:
         node.name,
         node.host,
         user=node.user,
-        port=node.port,
+        port=None if node.port == 22 else node.port,  # the default leaves it to ~/.ssh/config
         identity_file=node.identity_file,
         python=node.python or "python3",
     )

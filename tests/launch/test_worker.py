@@ -27,7 +27,7 @@ def copied(tmp_path: Path) -> JobFolder:
 
 
 def _environment(**changes: str) -> dict[str, str]:
-    return {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "GLOO_SOCKET_IFNAME": "lo", **changes}
+    return {**os.environ, **finished().job.spec().env, "HF_HUB_OFFLINE": "1", "GLOO_SOCKET_IFNAME": "lo", **changes}
 
 
 def test_torchrun_gives_the_losses_that_the_agent_gives(copied: JobFolder) -> None:
@@ -39,7 +39,7 @@ def test_torchrun_gives_the_losses_that_the_agent_gives(copied: JobFolder) -> No
         env=_environment(),
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=180,
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr

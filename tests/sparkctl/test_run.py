@@ -78,7 +78,7 @@ def test_no_secret_is_written_down() -> None:
         content = path.read_bytes()
         assert b"for-the-ranks" not in content, path
         assert not any(secret.encode() in content for secret in SHELL_SECRETS.values()), path
-    assert seen.job.spec().env == {"OMP_NUM_THREADS": "1", "INVENTORY_SAYS": "hello"}
+    assert seen.job.spec().env == {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "INVENTORY_SAYS": "hello"}
 
 
 def test_the_home_is_for_its_owner_alone() -> None:
