@@ -30,7 +30,7 @@ lint: $(READY)
 	$(BIN)/mypy
 
 bench: $(READY)
-	@for file in tests/benchmarks/bench_*.py; do echo "== $$file"; $(BIN)/python $$file || exit 1; done
+	@for name in finetune serve; do echo "== $$name"; $(BIN)/python -m tests.benchmarks.$$name 2>/dev/null || exit 1; done
 
 lab: $(READY)
 	@sh tests/lab/install.sh

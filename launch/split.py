@@ -1,10 +1,10 @@
-"""Which layers go on which stage: contiguous cuts whose heaviest stage is as light as can be."""
+"""Which layers go on which stage: contiguous cuts, as even in time as can be, or in memory where that is scarce."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate, combinations, pairwise
 
 from cluster.errors import WrongInputError
 
@@ -27,6 +27,11 @@ class Cut:
         """Whether the stage holds the final norm and the head."""
         return self.end == self.layers
 
+    @property
+    def whole(self) -> bool:
+        """Whether the stage is the model."""
+        return self.first and self.last
+
     def __str__(self) -> str:
         parts = ["embedding"] if self.first else []
         parts.append(f"layer {self.start}" if self.end == self.start + 1 else f"layers {self.start}-{self.end - 1}")
@@ -38,18 +43,29 @@ def whole(layers: int) -> Cut:
     return Cut(0, layers, layers)
 
 
+# Up to this share of its memory a node has room to spare, and the faster cut is worth more than the more even one.
+AMPLE = 0.9
+
+
 def balance(
-    layer_cost: Sequence[float], *, stages: int, embedding_cost: float = 0, head_cost: float = 0
+    layer_cost: Sequence[float],
+    *,
+    stages: int,
+    embedding_cost: float = 0,
+    head_cost: float = 0,
+    filled: Callable[[Cut, int], float] | None = None,
 ) -> tuple[Cut, ...]:
     """Cut a model into `stages` contiguous parts so that the costliest part costs as little as can be.
 
     Args:
-        layer_cost: the cost of each layer, in bytes (or in seconds: any additive unit).
+        layer_cost: the cost of each layer, in seconds (or in bytes: any additive unit).
         embedding_cost: what the first stage bears besides its layers, in the same unit.
         head_cost: what the last stage bears besides its layers (norm, head).
+        filled: the share of its node's memory that a cut takes as the stage of a number; more than 1 does not fit.
 
-    Among equally good cuts the one with the fewest layers on the last stage is taken, the stages before it being cut by the same
-    rule, so that the result is unique.
+    Where a node would be filled beyond AMPLE, the cut is taken whose fullest node is least full, and cost breaks ties; else cost
+    decides, and the fullest node breaks ties. Among cuts equal in both the one with the fewest layers on the last stage is taken,
+    then on the one before it, so that the result is unique.
 
     Raises:
         WrongInputError: there are fewer layers than stages.
@@ -60,24 +76,20 @@ def balance(
             f"the model has {count} layer{'s' * (count != 1)}, fewer than the {stages} ranks it would be split over",
             "set `nodes: 1` to run it whole on one node",
         )
-    prefix: list[float] = [embedding_cost]
-    for cost in layer_cost:
-        prefix.append(prefix[-1] + cost)
-    total = prefix[-1] + head_cost
+    sums = list(accumulate(layer_cost, initial=0.0))
+    total = (sums[-1] + embedding_cost + head_cost) or 1.0
 
-    # best[k][end]: the least possible maximum when the first `end` layers form `k` stages (linear partition, dynamic programming).
-    best: list[list[tuple[float, int]]] = [[(prefix[end], 0) for end in range(count + 1)]]
-    for k in range(1, stages):
-        row: list[tuple[float, int]] = []
-        for end in range(count + 1):
-            upper = total if k == stages - 1 and end == count else prefix[end]
-            options = [(max(best[k - 1][cut][0], upper - prefix[cut]), -cut) for cut in range(k, end)]
-            least, negative_cut = min(options, default=(total + 1, 0))
-            row.append((least, -negative_cut))
-        best.append(row)
+    def rank(cuts: tuple[Cut, ...]) -> tuple[float, ...]:
+        costs = [sums[c.end] - sums[c.start] + embedding_cost * c.first + head_cost * c.last for c in cuts]
+        slowest = round(max(costs) / total, 12)  # sums that should be equal differ in their last digits
+        fullest = max(filled(cut, stage) for stage, cut in enumerate(cuts)) if filled else 0.0
+        ample = fullest <= AMPLE
+        return (0.0, slowest, fullest) if ample else (1.0, fullest, slowest)
 
-    bounds = [count]
-    for k in range(stages - 1, 0, -1):
-        bounds.append(best[k][bounds[-1]][1])
-    bounds.append(0)
-    return tuple(Cut(start, end, count) for start, end in pairwise(reversed(bounds)))
+    return min(every_cut(count, stages), key=lambda cuts: (rank(cuts), [-cut.start for cut in reversed(cuts)]))
+
+
+def every_cut(layers: int, stages: int) -> Iterator[tuple[Cut, ...]]:
+    """Every way to cut `layers` layers into `stages` contiguous parts with a layer in each."""
+    for inner in combinations(range(1, layers), stages - 1):
+        yield tuple(Cut(start, end, layers) for start, end in pairwise((0, *inner, layers)))

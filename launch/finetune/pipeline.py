@@ -43,7 +43,7 @@ class Pipeline:
     def __init__(self, stage: Stage, recipe: FinetuneRecipe, *, autocast: torch.dtype | None = None) -> None:
         self.stage = stage
         self.recipe = recipe
-        self.handoff = Handoff(stage.device)
+        self.handoff = Handoff(stage.device, alone=stage.cut.whole)
         self._autocast = autocast
         self._adapted: Any = None if recipe.adapter == "full" else adapt.add_lora(stage, recipe)
         self._tie = self._tied_embedding()

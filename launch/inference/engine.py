@@ -82,7 +82,7 @@ class Engine:
     def __init__(self, stage: Stage, *, pad_token: int = 0) -> None:
         stage.model.eval()
         self.stage = stage
-        self.handoff = Handoff(stage.device)
+        self.handoff = Handoff(stage.device, alone=stage.cut.whole)
         self.pad_token = pad_token
         self._groups: dict[int, _Group] = {}
         self._awaited: dict[int, tuple[dist.Work | None, torch.Tensor]] = {}

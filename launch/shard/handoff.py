@@ -18,14 +18,14 @@ IN_FLIGHT = 16
 
 
 class Handoff:
-    """This rank's two directions. In a world of one every call that would need a neighbour is an error of the caller."""
+    """This rank's two directions. A rank that holds the whole model is `alone`, whatever group it is in: it has no neighbours."""
 
-    def __init__(self, device: torch.device, timeout: timedelta | None = None) -> None:
+    def __init__(self, device: torch.device, *, alone: bool = False, timeout: timedelta | None = None) -> None:
         self.device = device
-        self.rank = dist.get_rank() if dist.is_initialized() else 0
-        self.world = dist.get_world_size() if dist.is_initialized() else 1
+        alone = alone or not dist.is_initialized() or dist.get_world_size() == 1
+        self.rank = 0 if alone else dist.get_rank()
+        self.world = 1 if alone else dist.get_world_size()
         self._sends: deque[tuple[dist.Work, torch.Tensor]] = deque()
-        alone = self.world == 1
         self._forward = None if alone else dist.new_group(timeout=timeout)
         self._backward = None if alone else dist.new_group(timeout=timeout)
 

@@ -164,7 +164,7 @@ class Stage:
                 f"{folder}: {len(missing)} tensors of {cut} are not in the checkpoint, first {missing[0]}",
                 "download the model again, or check that its safetensors belong to its config.json",
             )
-        if not (cut.first and cut.last):
+        if not cut.whole:
             check_seams(model)
         return cls(model, cut)
 
@@ -217,7 +217,7 @@ def _causal_class(config: PreTrainedConfig, folder: Path) -> type[PreTrainedMode
 
 def _pruned_class(architecture: type[PreTrainedModel], cut: Cut) -> Any:
     """`architecture`, pruned to `cut` as soon as it is built (on the meta device, before any memory is taken)."""
-    if cut.first and cut.last:
+    if cut.whole:
         return architecture
 
     class Pruned(architecture):  # type: ignore[misc]
