@@ -131,13 +131,13 @@ class _Child:
     """A child process as a Stream."""
 
     def __init__(self, argv: Sequence[str]) -> None:
-        # A group of its own, so that what the command started ends with it.
+        # A session of its own, so that what the command started ends with it, and sudo finds no terminal to ask on.
         self._process = subprocess.Popen(
             list(argv),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            process_group=0,
+            start_new_session=True,
             bufsize=0,
         )
         assert self._process.stdin and self._process.stdout and self._process.stderr
@@ -153,12 +153,12 @@ class _Child:
 
     def send(self, data: bytes) -> None:
         view = memoryview(data)
-        with contextlib.suppress(BrokenPipeError, ValueError):  # ValueError: closed meanwhile
+        with contextlib.suppress(OSError, ValueError):  # ValueError: closed meanwhile
             while view:
                 view = view[self._stdin.write(view) or 0 :]
 
     def close_stdin(self) -> None:
-        with contextlib.suppress(BrokenPipeError):
+        with contextlib.suppress(OSError):
             self._stdin.close()
 
     def receive(self, timeout: float) -> tuple[bytes, bytes]:

@@ -23,7 +23,7 @@ def bounded(argv: Sequence[str], timeout: float) -> list[str]:
 
 
 class Stream(Protocol):
-    """The command's three byte streams and its end, as a transport has them. Raises FailedError when the node is lost."""
+    """The command's three byte streams and its end, as a transport has them. Reading raises FailedError when the node is lost."""
 
     @property
     def ended(self) -> bool:
@@ -72,7 +72,7 @@ class Process:
         threading.Thread(target=self._send, args=(data, last), daemon=True).start()
 
     def _send(self, data: bytes, last: bool) -> None:
-        with self._sending, contextlib.suppress(FailedError, OSError):  # whoever listens learns of it
+        with self._sending:
             if data:
                 self._stream.send(data)
             if last:
