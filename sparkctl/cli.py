@@ -14,6 +14,10 @@ from sparkctl import __version__
 
 # verb: (module, what it does). The order is that of the help.
 VERBS = {
+    "up": ("sparkctl.up", "Make two nodes a verified pair; shows everything first."),
+    "down": ("sparkctl.up", "Undo it, byte for byte."),
+    "status": ("sparkctl.status", "Both nodes and the link, at a glance."),
+    "doctor": ("sparkctl.doctor", "What is wrong with the nodes and the link, and what to do."),
     "plan": ("sparkctl.run", "Who holds what: how a recipe's model is laid out over the pair."),
     "run": ("sparkctl.run", "Plan, start and follow a recipe; Ctrl-C detaches."),
     "jobs": ("sparkctl.jobs", "List the jobs and their states."),
