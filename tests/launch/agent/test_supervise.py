@@ -105,7 +105,7 @@ def test_ctrl_c_detaches_and_the_job_goes_on_until_it_is_stopped(commands: Comma
     assert (stopped.returncode, stopped.stdout) == (0, f"job {job.id}: stopped\n")
     assert follower.returncode == 0
     assert "rank 1 | node right holds layers 2-3 + head on cpu" in shown.splitlines()
-    assert all(gone(pid) for pid in running)
+    wait_for(lambda: all(gone(pid) for pid in running))  # the agent lets go of the job a moment before it is gone
     assert (job.state().state, job.state().reason) == ("stopped", "stopped on request")
     again = commands("stop", job.id)
     assert (again.returncode, again.stdout) == (0, f"job {job.id} has ended already: stopped\n")
