@@ -137,10 +137,15 @@ def _inventory(inventory: Inventory) -> dict[str, Any]:
 
 
 def _facts(facts: Facts) -> Facts:
-    """The facts, of netplan's files only what they say of Ethernet: the rest holds Wi-Fi names, and does not matter."""
-    if isinstance(facts.netplan, Unknown):
-        return facts
-    return dataclasses.replace(facts, netplan=tuple(_ethernets(file) for file in facts.netplan))
+    """The facts without what people have written for themselves, and of netplan's files only what they say of Ethernet."""
+    hosts, rules, netplan = facts.hosts, facts.nft, facts.netplan
+    if isinstance(hosts, str):
+        hosts = "\n".join(line.partition("#")[0].rstrip() for line in hosts.splitlines())
+    if isinstance(rules, str):
+        rules = re.sub(r'comment "[^"\n]*"', 'comment ""', rules)
+    if not isinstance(netplan, Unknown):
+        netplan = tuple(_ethernets(file) for file in netplan)
+    return dataclasses.replace(facts, hosts=hosts, nft=rules, netplan=netplan)
 
 
 def _ethernets(file: NetplanFile) -> NetplanFile:
@@ -154,14 +159,15 @@ def _ethernets(file: NetplanFile) -> NetplanFile:
     if not isinstance(network, dict):
         return dataclasses.replace(file, text=Unknown("left out: it has no `network`"))
     kept = {name: network[name] for name in ("version", "renderer", "ethernets") if name in network}
-    return dataclasses.replace(file, text=json.dumps(_without_login(kept)))
+    return dataclasses.replace(file, text=json.dumps(_without_owner(kept)))
 
 
-def _without_login(value: Any) -> Any:
-    """Without what 802.1X logs in with, and whatever else has a secret's name."""
+def _without_owner(value: Any) -> Any:
+    """Without what 802.1X logs in with, whatever else has a secret's name, and the names of the owner's domains."""
     if isinstance(value, dict):
-        return {name: _without_login(one) for name, one in value.items() if name != "auth" and not is_secret(name)}
-    return [_without_login(one) for one in value] if isinstance(value, list) else value
+        kept = {name: one for name, one in value.items() if name not in ("auth", "nameservers") and not is_secret(name)}
+        return {name: _without_owner(one) for name, one in kept.items()}
+    return [_without_owner(one) for one in value] if isinstance(value, list) else value
 
 
 def _json(redactor: Redactor, value: Any) -> str:

@@ -131,7 +131,13 @@ class Listener:
         if IPv4Address(address).is_unspecified:
             raise ValueError("a listener has one address")
         self._token = token
-        self._socket = socket.create_server((address, 0), backlog=MOST_CONNECTIONS)
+        self._socket = socket.socket()
+        try:
+            self._socket.bind((address, 0))
+            self._socket.listen(MOST_CONNECTIONS)
+        except BaseException:
+            self._socket.close()
+            raise
         self._places = threading.BoundedSemaphore(MOST_CONNECTIONS)
         self._counting = threading.Lock()
         self.port: int = self._socket.getsockname()[1]

@@ -1,47 +1,124 @@
-"""What a model is, read from its config.json and the headers of its safetensors; no torch, no tensor data."""
+"""What a model is, from its config.json and, where there are any, the headers of its safetensors; no torch, no tensor data."""
 
 from __future__ import annotations
 
-import json
 import math
 import re
-from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path, PurePath
+from typing import NamedTuple
 
 from cluster.errors import WrongInputError
+from launch import architecture, kv_cache, model_config, tensors, weights
+from launch.architecture import Shape
+from launch.kv_cache import LayerCache
+from launch.model_config import ModelConfig
+from launch.precision import ELEMENT_BYTES, TORCH_TYPES, Kind, Weight
+from launch.tensors import Tensor
 
-# The safetensors format: 8 bytes little-endian length, then that many bytes of JSON (at most 100 MB by the reference reader).
-_HEADER_LIMIT = 100_000_000
 _LAYER = re.compile(r"layers\.(\d{1,9})\.")
 _EMBEDDING = "embed_tokens.weight"
 _HEAD = "lm_head.weight"
-_INDEX = "model.safetensors.index.json"
-_SINGLE = "model.safetensors"
+_MOST_LAYERS = 10_000  # far more than any model has: a configuration that names more is broken
+
+
+@dataclass(frozen=True)
+class Part:
+    """A layer, the embedding, or the final norm with the head: its weights, and what it keeps of a sequence."""
+
+    weights: tuple[Weight, ...]
+    cache: LayerCache | None = None
+
+    @cached_property
+    def stored(self) -> int:
+        """Bytes as the checkpoint stores them."""
+        return sum(weight.stored for weight in self.weights)
+
+    @cached_property
+    def parameters(self) -> int:
+        """Numbers that were learned."""
+        return sum(weight.parameters for weight in self.weights)
 
 
 @dataclass(frozen=True)
 class ModelCard:
-    """Sizes are bytes as the checkpoint stores them."""
+    """A model's sizes. Bytes are as the checkpoint stores them; where it is not there, as config.json says that it would.
 
-    folder: Path
+    `source` is a folder or a hub's id. `quantized` names how the checkpoint was quantised (None: it was not).
+    """
+
+    source: str
     model_type: str
-    layers: int
     hidden_size: int
     vocab_size: int
     max_positions: int | None
     tied: bool
-    layer_bytes: tuple[int, ...]
-    embedding_bytes: int
-    head_bytes: int
-    parameters: int
+    stack: tuple[Part, ...]
+    embedding: Part
+    head: Part
+    experts: int = 0
+    experts_per_token: int = 0
+    heads: int | None = None
+    quantized: str | None = None
+    has_weights: bool = True
 
     @property
+    def folder(self) -> Path:
+        """Where it lies."""
+        return Path(self.source)
+
+    @property
+    def name(self) -> str:
+        """What people call it."""
+        return PurePath(self.source).name
+
+    @property
+    def layers(self) -> int:
+        """How many layers it has."""
+        return len(self.stack)
+
+    @cached_property
+    def layer_bytes(self) -> tuple[int, ...]:
+        """Bytes of each layer."""
+        return tuple(part.stored for part in self.stack)
+
+    @property
+    def embedding_bytes(self) -> int:
+        """Bytes of the token embedding."""
+        return self.embedding.stored
+
+    @property
+    def head_bytes(self) -> int:
+        """Bytes of final norm and head; without the embedding, where the head is that."""
+        return self.head.stored
+
+    @cached_property
+    def parameters(self) -> int:
+        """Of the whole model, each counted once."""
+        return sum(part.parameters for part in self.parts)
+
+    @cached_property
+    def active(self) -> float:
+        """Parameters that one token goes through: of a mixture only the experts that it is sent to, of the embedding one row."""
+        share = self.experts_per_token / self.experts if self.experts else 1.0
+        inside = sum(
+            weight.parameters * (share if weight.kind is Kind.EXPERT else 1.0)
+            for part in self.stack
+            for weight in part.weights
+        )
+        return inside + self.head.parameters + (self.embedding.parameters if self.tied else 0)
+
+    @property
+    def parts(self) -> Iterable[Part]:
+        """Embedding, layers and head."""
+        return (self.embedding, *self.stack, self.head)
+
+    @cached_property
     def total_bytes(self) -> int:
         """What is loaded of the checkpoint, each tensor counted once."""
-        return sum(self.layer_bytes) + self.embedding_bytes + self.head_bytes
+        return sum(part.stored for part in self.parts)
 
     @property
     def head_cost(self) -> int:
@@ -49,96 +126,171 @@ class ModelCard:
         return self.head_bytes + (self.embedding_bytes if self.tied else 0)
 
 
-@dataclass(frozen=True)
-class _Tensor:
-    name: str
-    elements: int
-    size: int
-
-
-def read(folder: Path) -> ModelCard:
-    """Read the card of a local model folder.
+def read(folder: Path, *, needs_weights: bool = True) -> ModelCard:
+    """Read the card of a local model folder; with `needs_weights` False its safetensors need not be there.
 
     Raises:
         WrongInputError: no folder, no or a broken config.json, no safetensors, a truncated or missing file of theirs, or
             not the tensors of a stack of layers.
+        RefusedError: it is quantised in a way that cannot be loaded.
     """
     config = _config(folder)
-    text = _object(config, "text_config", folder) or config
-    layers = _integer(text, "num_hidden_layers", folder)
+    found = tensors.of_folder(folder)
+    if found is not None:
+        return of_tensors(config, found, str(folder))
+    absent = f"{folder}: no {tensors.SINGLE} and no {tensors.INDEX} in it"
+    if needs_weights:
+        raise WrongInputError(absent, "only safetensors are loaded; convert pickled (.bin, .pt) checkpoints first")
     try:
-        tensors = [tensor for file in _files(folder) for tensor in _header(file)]
+        return of_config(config, str(folder))
+    except WrongInputError as error:
+        reason = error.message.removeprefix(f"{config.where}: ")
+        raise WrongInputError(f"{absent}, and config.json alone does not do: {reason}", error.fix) from None
+
+
+def of_config(config: ModelConfig, source: str) -> ModelCard:
+    """The card of a model of which only the configuration is at hand.
+
+    Raises:
+        WrongInputError: the model_type is not known so well, or a key is missing or wrong.
+        RefusedError: it is quantised in a way that cannot be loaded.
+    """
+    family = architecture.family_of(config)
+    if family is None or config.layers > _MOST_LAYERS:
+        raise architecture.unknown(config)
+    method = weights.quantization(config)
+    tied = family.tied if config.tied is None else config.tied
+    dtype = TORCH_TYPES.get(config.dtype, "BF16")
+
+    def made(shapes: Iterable[Shape]) -> list[Tensor]:
+        return [Tensor(name, dtype, shape, math.prod(shape) * ELEMENT_BYTES[dtype]) for name, shape in shapes]
+
+    outside = made(architecture.around(config, tied=tied))
+    stack: dict[tuple[Shape, ...], tuple[Weight, ...]] = {}  # layers are mostly alike: each kind is worked out once
+    layers = []
+    for index in range(config.layers):
+        shapes = tuple(architecture.layer(config, family, index))
+        if shapes not in stack:
+            named = ((tensor.name, tensor) for tensor in made(shapes))
+            stack[shapes] = weights.as_stored(weights.of_layer(named), method)
+        layers.append(stack[shapes])
+    sorted_out = _Sorted(layers, outside[:1], outside[1:])
+    return _card(config, sorted_out, source, tied=tied, method=method, has_weights=False)
+
+
+def of_tensors(config: ModelConfig, found: Sequence[Tensor], source: str) -> ModelCard:
+    """The card of a model whose checkpoint holds the tensors `found`.
+
+    Raises:
+        WrongInputError: they are not those of the stack of layers that the configuration describes.
+        RefusedError: it is quantised in a way that cannot be loaded.
+    """
+    method = weights.quantization(config)
+    said = config.tied
+    # Where the configuration leaves it to its class, the tensors tell.
+    tied = not any(tensor.name.endswith(_HEAD) for tensor in found) if said is None else said
+    sorted_out = _sort(config, found, source, tied=tied, method=method)
+    return _card(config, sorted_out, source, tied=tied, method=method)
+
+
+def adapter_elements(folder: Path, layers: int) -> tuple[int, ...]:
+    """How many numbers a PEFT adapter has for each of a model's layers.
+
+    Raises:
+        WrongInputError: the folder is no adapter of safetensors.
+    """
+    path = folder / "adapter_model.safetensors"
+    try:
+        found = tensors.of_file(path)
     except OSError as error:
-        raise WrongInputError(f"{folder}: cannot be read ({error})", "check the folder's permissions") from None
-    tied = _is_tied(config, text, tensors)
-    sizes = _measure(tensors, _decoder_prefix(tensors, folder), layers, tied)
-    absent = next((index for index in range(layers) if not sizes.layers[index]), None)
+        reason = error.strerror or type(error).__name__
+        raise WrongInputError(
+            f"{folder}: is no PEFT adapter folder ({path.name}: {reason})",
+            "give `adapter_path` the adapter/ folder of a job",
+        ) from None
+    elements = [0] * layers
+    for tensor in found:
+        layer = _LAYER.search(tensor.name)
+        if layer and int(layer[1]) < layers:
+            elements[int(layer[1])] += math.prod(tensor.shape)
+    return tuple(elements)
+
+
+class _Sorted(NamedTuple):
+    layers: list[tuple[Weight, ...]]
+    embedding: list[Tensor]
+    head: list[Tensor]
+
+
+def _sort(config: ModelConfig, found: Sequence[Tensor], source: str, *, tied: bool, method: str | None) -> _Sorted:
+    """Say of every tensor where it belongs."""
+    layers, decoder = config.layers, _decoder_prefix(found, source)
+    place = re.compile(rf"{re.escape(decoder)}layers\.(\d{{1,9}})\.")
+    stack: dict[int, list[tuple[str, Tensor]]] = {}
+    embedding: list[Tensor] = []
+    head: list[Tensor] = []
+    for tensor in found:
+        name = tensor.name
+        if layer := place.match(name):
+            # Some checkpoints append layers for multi-token prediction, which nobody loads.
+            if (index := int(layer[1])) < layers:
+                stack.setdefault(index, []).append((name[layer.end() :], tensor))
+        elif not (tied and name.endswith(_HEAD)):  # stored twice, but held once
+            is_embedding = name.startswith(decoder) and "embed" in name[len(decoder) :]
+            (embedding if is_embedding else head).append(tensor)
+    absent = next((index for index in range(layers) if index not in stack), None)
     if absent is not None:
         raise WrongInputError(
-            f"{folder}: its safetensors hold nothing of layer {absent}, though config.json names {layers} layers",
+            f"{source}: its safetensors hold nothing of layer {absent}, though config.json names {layers} layers",
             "download the model again",
         )
-    bounded = text.get("max_position_embeddings") is not None
+    # 4-bit formats hold a matrix packed, in another shape.
+    family = architecture.family_of(config) if method in ("nf4", "mxfp4") else None
+    made = []
+    for index in range(layers):
+        shapes = dict(architecture.layer(config, family, index)) if family is not None else {}
+        made.append(weights.of_layer(stack[index], method, shapes))
+    return _Sorted(made, embedding, head)
+
+
+def _decoder_prefix(found: Sequence[Tensor], source: str) -> str:
+    """What the names of the decoder's tensors begin with: a vision tower beside it may have layers of its own."""
+    embeddings = [tensor.name.removesuffix(_EMBEDDING) for tensor in found if tensor.name.endswith(_EMBEDDING)]
+    if not embeddings:
+        raise WrongInputError(
+            f"{source}: its safetensors hold no {_EMBEDDING}, so the model is no plain stack of layers",
+            "only decoders with one embedding, one list of layers and one final norm can be run",
+        )
+    return min(embeddings, key=len)  # layers for multi-token prediction may bring a copy
+
+
+def _card(
+    config: ModelConfig, parts: _Sorted, source: str, *, tied: bool, method: str | None, has_weights: bool = True
+) -> ModelCard:
+    caches: Sequence[LayerCache | None] = [None] * config.layers
+    if config.optional("num_attention_heads"):
+        caches = kv_cache.caches(config, architecture.family_of(config))
+    alike: dict[Part, Part] = {}  # one object for all layers that are the same, so that their sizes are worked out once
+    stack = [Part(own, cache) for own, cache in zip(parts.layers, caches, strict=True)]
     return ModelCard(
-        folder=folder,
-        model_type=str(config.get("model_type", "unknown")),
-        layers=layers,
-        hidden_size=_integer(text, "hidden_size", folder),
-        vocab_size=_integer(text, "vocab_size", folder),
-        max_positions=_integer(text, "max_position_embeddings", folder) if bounded else None,
+        source=source,
+        model_type=config.model_type,
+        hidden_size=config.integer("hidden_size"),
+        vocab_size=config.integer("vocab_size"),
+        max_positions=config.optional("max_position_embeddings"),
         tied=tied,
-        layer_bytes=tuple(sizes.layers[index] for index in range(layers)),
-        embedding_bytes=sizes.embedding,
-        head_bytes=sizes.head,
-        parameters=sizes.parameters,
+        stack=tuple(alike.setdefault(part, part) for part in stack),
+        embedding=Part(weights.of_ends(parts.embedding)),
+        head=Part(weights.of_ends(parts.head)),
+        experts=architecture.experts(config),
+        experts_per_token=architecture.experts_per_token(config),
+        heads=config.optional("num_attention_heads"),
+        quantized=method,
+        has_weights=has_weights,
     )
 
 
-@dataclass
-class _Sizes:
-    layers: Counter[int] = field(default_factory=Counter)
-    embedding: int = 0
-    head: int = 0
-    parameters: int = 0
-
-
-def _measure(tensors: Sequence[_Tensor], decoder: str, layers: int, tied: bool) -> _Sizes:
-    sizes = _Sizes()
-    for tensor in tensors:
-        inside = tensor.name.removeprefix(decoder) if tensor.name.startswith(decoder) else ""
-        layer = _LAYER.match(inside)
-        if layer and int(layer[1]) >= layers:
-            continue  # some checkpoints append layers for multi-token prediction, which nobody loads
-        if tied and tensor.name.endswith(_HEAD):
-            continue  # stored twice, but held once
-        if layer:
-            sizes.layers[int(layer[1])] += tensor.size
-        elif "embed" in inside:
-            sizes.embedding += tensor.size
-        else:
-            sizes.head += tensor.size
-        sizes.parameters += tensor.elements
-    return sizes
-
-
-def _decoder_prefix(tensors: Sequence[_Tensor], folder: Path) -> str:
-    """What the names of the decoder's tensors begin with: a vision tower beside it may have layers of its own."""
-    found = [tensor.name.removesuffix(_EMBEDDING) for tensor in tensors if tensor.name.endswith(_EMBEDDING)]
-    if not found:
-        raise WrongInputError(
-            f"{folder}: its safetensors hold no {_EMBEDDING}, so the model is no plain stack of layers",
-            "only decoders with one embedding, one list of layers and one final norm can be run",
-        )
-    return min(found, key=len)  # layers for multi-token prediction may bring a copy
-
-
-def _is_tied(config: Mapping[str, Any], text: Mapping[str, Any], tensors: Sequence[_Tensor]) -> bool:
-    """Whether the head is the embedding. Where the configuration leaves that to its class, the tensors tell."""
-    said = config.get("tie_word_embeddings", text.get("tie_word_embeddings"))
-    return not any(tensor.name.endswith(_HEAD) for tensor in tensors) if said is None else bool(said)
-
-
-def _config(folder: Path) -> dict[str, Any]:
+def _config(folder: Path) -> ModelConfig:
     try:
         is_there = folder.is_dir()
     except OSError:  # a name too long for any folder, one above it that may not be entered
@@ -150,83 +302,11 @@ def _config(folder: Path) -> dict[str, Any]:
         )
     path = folder / "config.json"
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        raw = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise WrongInputError(
             f"{folder}: no config.json in it, so it is no model folder", "check `base_model`"
         ) from None
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise WrongInputError(f"{path}: cannot be read ({error})", "download the model again") from None
-    if not isinstance(config, dict):
-        raise WrongInputError(f"{path}: holds no JSON object", "download the model again")
-    return config
-
-
-def _object(config: Mapping[str, Any], key: str, folder: Path) -> dict[str, Any]:
-    value = config.get(key) or {}
-    if not isinstance(value, dict):
-        raise WrongInputError(
-            f"{folder / 'config.json'}: {key}: expected an object, found {value!r}", "download the model again"
-        )
-    return value
-
-
-def _integer(config: Mapping[str, Any], key: str, folder: Path) -> int:
-    value = config.get(key)
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise WrongInputError(
-            f"{folder / 'config.json'}: {key}: expected a positive whole number, found {value!r}",
-            "only causal language models can be run",
-        )
-    return value
-
-
-def _files(folder: Path) -> list[Path]:
-    index = folder / _INDEX
-    if index.is_file():
-        try:
-            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
-            raise WrongInputError(f"{index}: is no safetensors index", "download the model again") from None
-        if strange := [name for name in names if not isinstance(name, str) or Path(name).name != name]:
-            raise WrongInputError(
-                f"{index}: names {strange[0]!r}, which is no plain file name", "download the model again"
-            )
-        if absent := [name for name in names if not (folder / name).is_file()]:
-            raise WrongInputError(f"{index}: names {absent[0]}, which is not there", "download the model again")
-        return [folder / name for name in names]
-    if (folder / _SINGLE).is_file():
-        return [folder / _SINGLE]
-    raise WrongInputError(
-        f"{folder}: no {_SINGLE} and no {_INDEX} in it",
-        "only safetensors are loaded; convert pickled (.bin, .pt) checkpoints first",
-    )
-
-
-def _header(path: Path) -> list[_Tensor]:
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if size < 8 or not 2 <= length <= min(size - 8, _HEADER_LIMIT):
-            raise WrongInputError(
-                f"{path}: is no safetensors file, or cut short ({size} bytes)", "download the model again"
-            )
-        raw = file.read(length)
-    try:
-        entries = json.loads(raw)
-        entries.pop("__metadata__", None)
-        tensors = []
-        for name, entry in entries.items():
-            begin, end = entry["data_offsets"]
-            shape = entry["shape"]
-            if not all(isinstance(number, int) and number >= 0 for number in (begin, end, *shape)):
-                raise TypeError(name)  # noqa: TRY301 - told like the other ways to be damaged
-            if not begin <= end <= size - 8 - length:
-                raise WrongInputError(
-                    f"{path}: cut short: tensor {name} ends at byte {8 + length + end} of {size}",
-                    "download the model again",
-                )
-            tensors.append(_Tensor(name, math.prod(shape), end - begin))
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        raise WrongInputError(f"{path}: its safetensors header is damaged", "download the model again") from None
-    return tensors
+    return model_config.parse(raw, str(path))

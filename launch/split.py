@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, combinations, pairwise
@@ -93,3 +94,21 @@ def every_cut(layers: int, stages: int) -> Iterator[tuple[Cut, ...]]:
     """Every way to cut `layers` layers into `stages` contiguous parts with a layer in each."""
     for inner in combinations(range(1, layers), stages - 1):
         yield tuple(Cut(start, end, layers) for start, end in pairwise((0, *inner, layers)))
+
+
+def has_room(layers: int, stages: int, filled: Callable[[Cut, int], float]) -> bool:
+    """Whether any cut fits; `filled` as in `balance`, growing with the layers that a stage holds."""
+    starts = {0}  # where the next stage could begin
+    for stage in range(stages - 1):
+        most = layers - (stages - 1 - stage)  # each stage after it gets a layer
+        ends: set[int] = set()
+        for start in starts:
+            candidates = range(start + 1, most + 1)
+            fitting = bisect_right(candidates, 1.0, key=_filled_to(start, layers, stage, filled))
+            ends.update(candidates[:fitting])
+        starts = ends
+    return bool(starts) and filled(Cut(max(starts), layers, layers), stages - 1) <= 1.0
+
+
+def _filled_to(start: int, layers: int, stage: int, filled: Callable[[Cut, int], float]) -> Callable[[int], float]:
+    return lambda end: filled(Cut(start, end, layers), stage)

@@ -5,29 +5,33 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from cluster import environ, yamlfile
+from cluster import yamlfile
 from cluster.errors import RefusedError, WrongInputError
-from cluster.inventory import Inventory, is_secret
-from cluster.transport.local import LocalTransport
-from launch import job, model_card, recipe, rows
+from cluster.inventory import Inventory, Node, is_secret
+from launch import box, hub, model_card, recipe, rows
 from launch import plan as planning
-from launch.inference.request import Request
-from launch.job import JobFolder, JobSpec, RankSpec
+from launch.box import Box
 from launch.model_card import ModelCard
 from launch.plan import Plan, UnfitError
-from launch.recipe import CommandRecipe, FinetuneRecipe, Recipe
+from launch.recipe import CommandRecipe, FinetuneRecipe, InferenceRecipe, Recipe
+
+if TYPE_CHECKING:
+    from launch.inference.request import Request
+    from launch.job import JobFolder
 
 
 @dataclass(frozen=True)
 class Prepared:
     """A recipe that was found right, and where everything of it goes. Nothing has been made yet."""
 
-    recipe: Recipe
+    recipe: FinetuneRecipe | InferenceRecipe
     source: str
     card: ModelCard
     plan: Plan
@@ -35,45 +39,106 @@ class Prepared:
 
 
 def prepare_file(path: Path, overrides: Sequence[str], inventory: Inventory) -> Prepared:
-    """Read, check and plan a recipe file; errors that only the model shows are told by file and line too.
+    """Read, check and plan a recipe file to start it; errors that only the model shows are told by file and line too.
 
     Raises:
         WrongInputError, RefusedError: see `prepare`, and a wrong recipe file.
     """
+    return _from_file(path, overrides, partial(prepare, inventory=inventory, source=str(path)))
+
+
+def survey_file(path: Path, overrides: Sequence[str], inventory: Inventory, *, memory: float | None = None) -> Prepared:
+    """Read and plan a recipe file, to look at.
+
+    Raises:
+        WrongInputError, RefusedError: see `survey`, and a wrong recipe file.
+    """
+    return _from_file(path, overrides, partial(survey, inventory=inventory, source=str(path), memory=memory))
+
+
+def _from_file(path: Path, overrides: Sequence[str], make: Callable[[Recipe], Prepared]) -> Prepared:
     wanted = recipe.load(path, overrides, must_exist=True)
     try:
-        return prepare(wanted, inventory, source=str(path))
+        return make(wanted)
     except UnfitError as error:
         document = yamlfile.override(yamlfile.read(path), overrides, yamlfile.spellings(type(wanted)))
         raise yamlfile.wrong(document, type(wanted), (error.key,), error.problem, error.fix) from None
 
 
 def prepare(wanted: Recipe, inventory: Inventory, *, source: str = "") -> Prepared:
-    """Check the model, the data and the pair, and lay the model out.
+    """Check the model, the data and the pair, and lay the model out, so that it can be started.
 
     Raises:
         WrongInputError: the model folder, a dataset or a value that goes with them is wrong.
-        RefusedError: understood, but not to be had.
+        RefusedError: understood, but not to be had; or there is no room for it.
     """
     planning.refuse_absent(wanted)
     assert not isinstance(wanted, CommandRecipe)  # refused above
-    card = model_card.read(Path(wanted.base_model))
-    _check_tokenizer(card.folder)
-    made = planning.plan(wanted, card, inventory)
-    if any(node.transport != "local" for node in planning.nodes_of(wanted, inventory)):
+    prepared = _plan(wanted, model_card.read(Path(wanted.base_model)), inventory, source, None)
+    if any(not node.is_local for node in planning.nodes_of(wanted, inventory)):
         raise RefusedError(
             "nodes over SSH are not in this version of sparkctl",
             "use two nodes with `transport: local`, the embedded pair",
         )
-    if isinstance(wanted, FinetuneRecipe):
+    planning.refuse_unfit(wanted, prepared.plan)
+    return prepared
+
+
+def survey(wanted: Recipe, inventory: Inventory, *, source: str = "", memory: float | None = None) -> Prepared:
+    """Lay a model out without starting anything: its weights need not be there, nor need it fit.
+
+    Args:
+        memory: plan for boxes of so many GiB instead of the inventory's.
+
+    Raises:
+        WrongInputError: no such model, here or on the hub; what is there of it, or of the data, is wrong.
+        FailedError: the hub cannot be asked.
+    """
+    if isinstance(wanted, CommandRecipe):
+        planning.refuse_absent(wanted)
+    assert not isinstance(wanted, CommandRecipe)  # refused above
+    folder = Path(wanted.base_model)
+    if hub.is_id(wanted.base_model) and not folder.is_dir():
+        card = hub.read(wanted.base_model)
+    else:
+        card = model_card.read(folder, needs_weights=False)
+    return _plan(wanted, card, inventory, source, memory)
+
+
+def _plan(
+    wanted: FinetuneRecipe | InferenceRecipe, card: ModelCard, inventory: Inventory, source: str, memory: float | None
+) -> Prepared:
+    """Lay the model out; where its weights lie here, so that it could be started, check what goes with them too."""
+    nodes = planning.nodes_of(wanted, inventory)
+    boxes = box.asked(nodes, memory) if memory is not None else _boxes(nodes, inventory)
+    is_here = card.has_weights and card.folder.is_dir()
+    if is_here:
+        _check_tokenizer(card.folder)
+    adapter: tuple[int, ...] = ()
+    if isinstance(wanted, InferenceRecipe) and wanted.adapter_path is not None:
+        adapter = model_card.adapter_elements(Path(wanted.adapter_path), card.layers)
+    made = planning.plan(wanted, card, boxes, adapter=adapter)
+    if is_here and isinstance(wanted, FinetuneRecipe):
         for dataset in wanted.datasets:
             for _ in rows.read(Path(dataset.path), dataset.type):
                 pass
     return Prepared(wanted, source, card, made, inventory)
 
 
+def _boxes(nodes: Sequence[Node], inventory: Inventory) -> tuple[Box, ...]:
+    memory = box.this_memory()
+    known = {node.name: memory for node in nodes if node.is_local and memory is not None}
+    return box.of(nodes, known, embedded=inventory.embedded, has_gpu=box.this_has_gpu())
+
+
 def start(prepared: Prepared, *, version: str, requests: Sequence[Request] = ()) -> JobFolder:
     """Make the job's folder and start its agent, which outlives this program."""
+    # What only starting needs: a plan is shown in half the time without.
+    from cluster import environ
+    from cluster.transport.local import LocalTransport
+    from launch import job
+    from launch.job import JobSpec, RankSpec
+
     inventory = prepared.inventory
     spec = JobSpec(
         id=job.new_id(prepared.recipe.name),

@@ -31,7 +31,9 @@ LOSS_BAR = 2.0
 
 @click.command()
 @click.option(
-    "--folder", type=click.Path(path_type=Path), help="Where data, models and recipes go. [default: $SPARKCTL_HOME/demo]"
+    "--folder",
+    type=click.Path(path_type=Path),
+    help="Where data, models and recipes go. [default: $SPARKCTL_HOME/demo]",
 )
 @common
 def demo(options: Options, folder: Path | None) -> int:
@@ -104,7 +106,11 @@ def _train(options: Options, folder: Path, recipe: str, inventory: Inventory) ->
     if state is None:
         raise click.Abort
     if state.state != "succeeded":
-        raise run.failure(job, state) if state.state == "failed" else FailedError(f"job {job.id} was stopped", "sparkctl demo")
+        raise (
+            run.failure(job, state)
+            if state.state == "failed"
+            else FailedError(f"job {job.id} was stopped", "sparkctl demo")
+        )
     return job
 
 
@@ -119,14 +125,20 @@ def _ask(options: Options, tuned: JobFolder, inventory: Inventory, questions: li
     return list(ask.answer(options, prepared, asked, show=False).of.values())
 
 
-def _report(options: Options, tuned: JobFolder, asked: list[dict[str, str]], answers: list[Answer], seconds: float) -> int:
+def _report(
+    options: Options, tuned: JobFolder, asked: list[dict[str, str]], answers: list[Answer], seconds: float
+) -> int:
     from cluster.errors import FailedError
 
-    history: list[dict[str, Any]] = [json.loads(line) for line in tuned.metrics.read_text(encoding="utf-8").splitlines()]
+    history: list[dict[str, Any]] = [
+        json.loads(line) for line in tuned.metrics.read_text(encoding="utf-8").splitlines()
+    ]
     before, after = history[0]["loss"], history[-1]["loss"]
     if options.json:
         rows = [{**row, "model": answer.text} for row, answer in zip(asked, answers, strict=True)]
-        click.echo(json.dumps({"job": tuned.id, "loss": [before, after], "seconds": seconds, "answers": rows}, indent=1))
+        click.echo(
+            json.dumps({"job": tuned.id, "loss": [before, after], "seconds": seconds, "answers": rows}, indent=1)
+        )
     elif not options.quiet:
         from rich.table import Table
 

@@ -24,10 +24,23 @@ _overrides = click.option(
 @click.command()
 @_recipe
 @_overrides
+@click.option(
+    "--memory",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="GiB",
+    help="Ask about boxes of this size (a DGX Spark has 121.7), otherwise like a DGX Spark.",
+)
 @common
-def plan(options: Options, recipe: Path, overrides: tuple[str, ...]) -> None:
-    """Show how the model of RECIPE is laid out over the pair; nothing is started."""
-    _show(options, _prepare(options, recipe, overrides))
+def plan(options: Options, recipe: Path, overrides: tuple[str, ...], memory: float | None) -> int:
+    """Show whether the model of RECIPE fits, who holds what, and how fast it will be; nothing is started.
+
+    The weights need not be there: a folder with config.json, or a model on the hub, will do. Exit status 3: it does not fit.
+    """
+    from launch import start
+
+    prepared = start.survey_file(recipe, overrides, options.inventory(), memory=memory)
+    _show_all(options, prepared, asked=memory)
+    return 0 if prepared.plan.fits else 3
 
 
 @click.command()
@@ -41,9 +54,9 @@ def run(options: Options, recipe: Path, overrides: tuple[str, ...], detach: bool
     from launch import start
     from launch.recipe import InferenceRecipe
 
-    prepared = _prepare(options, recipe, overrides)
+    prepared = start.prepare_file(recipe, overrides, options.inventory())
     if dry_run:
-        _show(options, prepared)
+        _show_all(options, prepared)
         return 0
     if isinstance(prepared.recipe, InferenceRecipe):
         from cluster.errors import RefusedError
@@ -61,18 +74,8 @@ def run(options: Options, recipe: Path, overrides: tuple[str, ...], detach: bool
     return _end(options, folder, follow_training(options, folder))
 
 
-def _prepare(options: Options, recipe: Path, overrides: tuple[str, ...]) -> Prepared:
-    from launch import start
-
-    return start.prepare_file(recipe, overrides, options.inventory())
-
-
 def _show(options: Options, prepared: Prepared) -> None:
-    if options.json:
-        if click.get_current_context().info_name == "plan" or click.get_current_context().params.get("dry_run"):
-            click.echo(json.dumps(_document(prepared), indent=1))
-        return
-    if options.quiet:
+    if options.quiet or options.json:
         return
     from sparkctl import show
 
@@ -81,19 +84,16 @@ def _show(options: Options, prepared: Prepared) -> None:
     show.print_table(show.plan_table(prepared))
 
 
-def _document(prepared: Prepared) -> dict[str, object]:
-    return {
-        "name": prepared.recipe.name,
-        "model": str(prepared.card.folder),
-        "parameters": prepared.card.parameters,
-        "bytes": prepared.card.total_bytes,
-        "strategy": prepared.plan.strategy,
-        "embedded": prepared.inventory.embedded,
-        "ranks": [
-            {"rank": r.rank, "node": r.node, "start": r.cut.start, "end": r.cut.end, "weight_bytes": r.weight_bytes}
-            for r in prepared.plan.ranks
-        ],
-    }
+def _show_all(options: Options, prepared: Prepared, *, asked: float | None = None) -> None:
+    from sparkctl import planview, show
+
+    if options.json:
+        click.echo(json.dumps(planview.document(prepared), indent=1))
+    elif not options.quiet:
+        ranks = len(prepared.plan.ranks)
+        click.echo(show.banner(prepared.inventory, ranks=ranks) if asked is None else show.ASKED.format(asked, ranks))
+        click.secho(planview.title(prepared), bold=True)
+        planview.print_plan(prepared)
 
 
 def follow_training(options: Options, folder: JobFolder) -> JobState | None:

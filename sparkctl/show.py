@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 EMBEDDED = "embedded pair: {ranks} on this machine over loopback (gloo), no Spark involved"
 
+ASKED = "asked about: boxes of {0:g} GiB, {1} of them, not the pair"
+
 UNBROKEN = 10_000  # columns
 
 
@@ -41,7 +43,7 @@ def title(prepared: Prepared) -> str:
     """The model and how it is run, in one line."""
     card = prepared.card
     return (
-        f"{card.folder.name}: {card.parameters:,} parameters, {size(card.total_bytes)}, "
+        f"{card.name}: {card.parameters:,} parameters, {size(card.total_bytes)}, "
         f"{card.layers} layer{'s' * (card.layers != 1)}, {prepared.plan.strategy}"
     )
 
@@ -54,8 +56,9 @@ def plan_table(prepared: Prepared) -> Table:
     table.add_column("holds")
     table.add_column("weights", justify="right")
     table.add_column("share", justify="right")
+    together = sum(rank.weight_bytes for rank in prepared.plan.ranks)
     for rank in prepared.plan.ranks:
-        share = f"{rank.weight_bytes / prepared.card.total_bytes:.0%}"
+        share = f"{rank.weight_bytes / together:.0%}"
         table.add_row(str(rank.rank), rank.node, str(rank.cut), size(rank.weight_bytes), share)
     return table
 

@@ -62,7 +62,9 @@ def reader(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Reader]:
     assert recipe is not None
     (folder / "recipe.yaml").write_text(recipe[1])
     (folder / "src").mkdir()
-    (folder / "src" / "own.py").write_text('"""Own code of the reader."""\n\ndef twice(x):\n    """Return x two times over."""\n')
+    (folder / "src" / "own.py").write_text(
+        '"""Own code of the reader."""\n\ndef twice(x):\n    """Return x two times over."""\n'
+    )
     reader = Reader(folder)
     reader.run("sparkctl dataset json -o pairs.jsonl -q")
     yield reader
@@ -91,7 +93,9 @@ def test_every_command_of_the_page_works(page: Path, reader: Reader) -> None:
 def test_make_demo_teaches_a_model_its_answers(tmp_path: Path) -> None:
     environment = {**os.environ, "SPARKCTL_HOME": str(tmp_path / "home")}
     del environment["OMP_NUM_THREADS"]
-    done = subprocess.run(["make", "demo"], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=580, check=False)
+    done = subprocess.run(
+        ["make", "demo"], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=580, check=False
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "embedded pair" in done.stdout
     loss = re.search(r"loss +([\d.]+) before, ([\d.]+) after", done.stdout)

@@ -59,6 +59,9 @@ def _planned(inventory: Inventory, nodes: tuple[Facts | Unknown, Facts | Unknown
     for node, facts in zip(inventory.nodes, nodes, strict=True):
         if isinstance(facts, Unknown):
             return Unknown(f"{node.name} could not be looked at")
+        for fact in (facts.nics, facts.roce):  # without them a plan is refused as if there were nothing
+            if isinstance(fact, Unknown):
+                return Unknown(f"{node.name}: {fact.reason}")
     assert isinstance(head, Facts) and isinstance(peer, Facts)
     try:
         return linking.plan(head, peer, inventory.link)

@@ -78,7 +78,10 @@ def _ends(plan: LinkPlan, nodes: Both) -> Iterator[tuple[Facts, Nic | None, End]
 def _addresses(case: Case, plan: LinkPlan, nodes: Both) -> Iterator[Finding]:
     found = [finding for finding in plan.findings if finding.check == "address"]
     absent = [f"{facts.node}: {end.interface}" for facts, nic, end in _ends(plan, nodes) if not _has(nic, end)]
-    if found:
+    hidden = [nic.addresses.reason for _, nic, _ in _ends(plan, nodes) if nic and isinstance(nic.addresses, Unknown)]
+    if hidden:
+        yield Finding("address", Level.UNKNOWN, None, f"the addresses: {hidden[0]}")
+    elif found:
         yield from found
     elif not absent:
         evidence = ", ".join(f"{end.interface} {end.address.ip}" for _, _, end in _ends(plan, nodes))

@@ -43,21 +43,21 @@ def _swap(facts: Facts) -> Iterator[Finding]:
         total = facts.memory.swap_total / GIB if isinstance(facts.memory, Memory) else 0.0
         said = f"{total:.1f} GiB of swap ({', '.join(facts.swaps)})"
         kept = _kept_free(facts)
-        if kept is not None and kept[1] >= LEAST_SWAP_FREE:
-            yield Finding(
-                "swap", Level.OK, facts.node, f"{said}, and earlyoom acts when less than {kept[1]} % of it is free"
-            )
+        if isinstance(kept, Unknown):
+            yield Finding("swap", Level.UNKNOWN, facts.node, f"{said}; earlyoom: {kept.reason}")
+        elif kept is not None and kept[1] >= LEAST_SWAP_FREE:
+            evidence = f"{said}, and earlyoom acts when less than {kept[1]} % of it is free"
+            yield Finding("swap", Level.OK, facts.node, evidence)
         else:
             evidence = f"{said}: out of memory, the box thrashes and freezes"
             yield Finding("swap", Level.WARN, facts.node, evidence, f"on {facts.node}: {_SWAP_OFF}")
 
 
 def _earlyoom(facts: Facts) -> Iterator[Finding]:
-    if isinstance(facts.units, Unknown):
-        yield Finding("earlyoom", Level.UNKNOWN, facts.node, f"whether earlyoom runs: {facts.units.reason}")
-        return
     kept, fix = _kept_free(facts), f"on {facts.node}: {_EARLYOOM}"
-    if kept is None:
+    if isinstance(kept, Unknown):
+        yield Finding("earlyoom", Level.UNKNOWN, facts.node, f"earlyoom: {kept.reason}")
+    elif kept is None:
         evidence = "earlyoom does not run: the kernel acts minutes after the box has frozen"
         yield Finding("earlyoom", Level.WARN, facts.node, evidence, fix)
     elif kept[0] > MOST_KEPT_FREE:
@@ -65,17 +65,19 @@ def _earlyoom(facts: Facts) -> Iterator[Finding]:
         evidence = f"earlyoom keeps {kept[0]} % free: it ends programs that leave less than {total:.0f} GiB"
         yield Finding("earlyoom", Level.WARN, facts.node, evidence, fix)
     else:
-        evidence = f"earlyoom runs with -m {kept[0]} -s {kept[1]}"
-        yield Finding("earlyoom", Level.OK, facts.node, evidence)
+        yield Finding("earlyoom", Level.OK, facts.node, f"earlyoom runs with -m {kept[0]} -s {kept[1]}")
 
 
-def _kept_free(facts: Facts) -> tuple[int, int] | None:
+def _kept_free(facts: Facts) -> tuple[int, int] | Unknown | None:
     """At how many % of free memory and of free swap earlyoom acts (10 and 10 by itself); None where it does not run."""
+    if isinstance(facts.units, Unknown):
+        return facts.units
     unit = facts.unit("earlyoom.service")
     if unit is None or unit.active != "active":
         return None
-    arguments = known(facts.earlyoom, None) or ""
-    found = [re.search(rf"(?:^|\s)-{option}\s*(\d{{1,3}})", arguments) for option in "ms"]
+    if isinstance(facts.earlyoom, Unknown):
+        return facts.earlyoom
+    found = [re.search(rf"(?:^|\s)-{option}\s*(\d{{1,3}})", facts.earlyoom or "") for option in "ms"]
     return (int(found[0][1]) if found[0] else 10), (int(found[1][1]) if found[1] else 10)
 
 

@@ -29,7 +29,7 @@ _NOBODY |= {"left", "right", "head", "peer", "broadcasthost"}
 
 _ESCAPES = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]")  # colours, which would part a word from itself
 _PEM = re.compile(r"-----BEGIN [A-Z0-9 ]+-----.*?(?:-----END [A-Z0-9 ]+-----|\Z)", re.DOTALL)
-_PUBLIC_KEY = re.compile(r"(?:\b(?:ssh|ecdsa|sk)-[\w@.-]+ +)?\bAAAA[0-9A-Za-z+/]{16,}={0,2}(?: +[^\s\"']+)?")
+_PUBLIC_KEY = re.compile(r"(?:\b(?:ssh|ecdsa|sk)-[\w@.-]{1,60} {1,3})?\bAAAA[0-9A-Za-z+/]{16,}={0,2}(?: +[^\s\"']+)?")
 _FINGERPRINT = re.compile(r"\bSHA256:[A-Za-z0-9+/]{20,}=?|\bMD5:(?:[0-9a-f]{2}:){15}[0-9a-f]{2}")
 _TOKEN = re.compile(r"\b(?:hf_|sk-|gh[pousr]_|github_pat_|glpat-|xox[abprs]-|AKIA|nvapi-|ya29\.|eyJ)[\w.-]{8,}")
 _USERINFO = re.compile(r"(?<=://)[^/\s@]+(?=@)")
@@ -93,7 +93,8 @@ class Redactor:
         """`kind-1`, `kind-2`: the same for the same value."""
         known = self._placeholders.get((kind, value.casefold()))
         if known is None:
-            count = sum(1 for one, _ in self._placeholders if one == kind) + 1
+            taken = {placeholder for placeholder in self._names.values() if placeholder.startswith(f"{kind}-")}
+            count = len(taken) + sum(1 for one, _ in self._placeholders if one == kind) + 1
             known = self._placeholders[kind, value.casefold()] = f"{kind}-{count}"
         return known
 

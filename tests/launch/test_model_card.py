@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
-from cluster.errors import WrongInputError
-from launch import model_card
-from launch.model_card import ModelCard
+from cluster.errors import RefusedError, WrongInputError
+from launch import model_card, model_config
+from launch.precision import Kind, Precision, Weight, nf4_size
 from tests import models
 
 HIDDEN, VOCABULARY, LAYERS = 8, 32, 3
@@ -58,18 +58,16 @@ def _refusal(folder: Path) -> WrongInputError:
 
 
 def test_a_dense_model_is_told_to_the_byte(tmp_path: Path) -> None:
-    assert model_card.read(_save(tmp_path / "dense", _tensors() | HEAD)) == ModelCard(
-        folder=tmp_path / "dense",
-        model_type="llama",
-        layers=LAYERS,
-        hidden_size=HIDDEN,
-        vocab_size=VOCABULARY,
-        max_positions=128,
-        tied=False,
-        layer_bytes=LAYER_BYTES,
-        embedding_bytes=EMBEDDING_BYTES,
-        head_bytes=EMBEDDING_BYTES + NORM_BYTES,
-        parameters=(EMBEDDING_BYTES * 2 + sum(LAYER_BYTES) + NORM_BYTES) // 2,
+    card = model_card.read(_save(tmp_path / "dense", _tensors() | HEAD))
+    assert (card.folder, card.name, card.model_type) == (tmp_path / "dense", "dense", "llama")
+    assert (card.layers, card.hidden_size, card.vocab_size, card.max_positions) == (LAYERS, HIDDEN, VOCABULARY, 128)
+    assert (card.layer_bytes, card.embedding_bytes) == (LAYER_BYTES, EMBEDDING_BYTES)
+    assert card.head_bytes == card.head_cost == EMBEDDING_BYTES + NORM_BYTES
+    assert card.parameters == (EMBEDDING_BYTES * 2 + sum(LAYER_BYTES) + NORM_BYTES) // 2
+    assert (card.tied, card.has_weights, card.quantized) == (False, True, None)
+    assert card.stack[1].weights == (
+        Weight("input_layernorm.weight", Kind.OTHER, parameters=HIDDEN, stored=2 * HIDDEN),
+        Weight("mlp.up_proj.weight", Kind.LINEAR, 11 * HIDDEN, 22 * HIDDEN, rows=11, columns=HIDDEN),
     )
 
 
@@ -247,3 +245,159 @@ def test_a_folder_that_is_no_model_is_told_what_it_lacks(tmp_path: Path) -> None
 def test_a_model_without_an_embedding_beside_its_layers_is_refused(tmp_path: Path) -> None:
     folder = _save(tmp_path / "model", {"transformer.h.0.mlp.weight": torch.zeros(2, 2)})
     assert "no embed_tokens.weight" in _refusal(folder).message
+
+
+# ---- mixtures, quantised checkpoints, adapters, no checkpoint at all
+
+EXPERTS, WIDTH = 4, 6
+MIXTURE = CONFIG | {
+    "model_type": "qwen3_moe",
+    "num_attention_heads": 2,
+    "head_dim": 4,
+    "num_experts": EXPERTS,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": WIDTH,
+}
+
+
+def _mixture() -> dict[str, torch.Tensor]:
+    """Experts apart, as published checkpoints have them."""
+    shapes: dict[str, tuple[int, ...]] = {
+        "model.embed_tokens.weight": (VOCABULARY, HIDDEN),
+        "model.norm.weight": (HIDDEN,),
+    }
+    for layer in range(LAYERS):
+        mlp = f"model.layers.{layer}.mlp"
+        shapes[f"{mlp}.gate.weight"] = (EXPERTS, HIDDEN)
+        for expert in range(EXPERTS):
+            shapes[f"{mlp}.experts.{expert}.gate_proj.weight"] = (WIDTH, HIDDEN)
+            shapes[f"{mlp}.experts.{expert}.up_proj.weight"] = (WIDTH, HIDDEN)
+            shapes[f"{mlp}.experts.{expert}.down_proj.weight"] = (HIDDEN, WIDTH)
+    return {name: torch.zeros(shape, dtype=torch.float16) for name, shape in shapes.items()}
+
+
+def test_experts_are_one_weight_of_which_a_token_takes_its_share(tmp_path: Path) -> None:
+    card = model_card.read(_save(tmp_path / "mixture", _mixture() | HEAD, MIXTURE))
+    inside = EXPERTS * 3 * WIDTH * HIDDEN
+    experts, router = card.stack[0].weights
+    assert (experts.kind, experts.parameters, experts.stored, experts.matrices) == (Kind.EXPERT, inside, 2 * inside, 2)
+    assert (router.name, router.kind) == ("mlp.gate.weight", Kind.OTHER)
+    assert (card.experts, card.experts_per_token) == (EXPERTS, 2)
+    assert card.parameters - card.active == LAYERS * inside / 2 + card.embedding.parameters
+
+
+def test_a_checkpoint_in_nf4_counts_its_parameters_not_its_bytes(tmp_path: Path) -> None:
+    folder = models.make(tmp_path / "plain", hidden_size=256, intermediate_size=512)
+    plain = model_card.read(folder)
+    quantized = transformers.AutoModelForCausalLM.from_pretrained(
+        folder,
+        dtype=torch.bfloat16,
+        quantization_config=transformers.BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True
+        ),
+    )
+    quantized.save_pretrained(tmp_path / "nf4")
+    card = model_card.read(tmp_path / "nf4")
+    assert card.quantized == "nf4"
+    assert card.parameters == plain.parameters
+    assert [weight.rows for weight in card.stack[0].weights] == [weight.rows for weight in plain.stack[0].weights]
+    assert card.total_bytes == sum(
+        tensor.numel() * tensor.element_size() for tensor in load_file(tmp_path / "nf4" / "model.safetensors").values()
+    )
+    # Held, it is what NF4 would have made of the plain one; stored, each matrix has a few words about itself besides.
+    nf4, as_stored = Precision("nf4", 2, 2), Precision("stored", 2, 2)
+    for made, given in zip(plain.stack, card.stack, strict=True):
+        predicted = sum(nf4.size(weight) for weight in made.weights)
+        assert sum(as_stored.size(weight) for weight in given.weights) == pytest.approx(predicted, rel=0.02)
+
+
+def test_nf4_takes_what_bitsandbytes_makes_of_a_matrix() -> None:
+    from bitsandbytes.functional import quantize_4bit
+
+    matrix = torch.randn(96, 320, dtype=torch.bfloat16)
+    packed, state = quantize_4bit(matrix, quant_type="nf4", compress_statistics=True)
+    held = [packed, state.absmax, state.offset, state.code, state.state2.absmax, state.state2.code]
+    assert nf4_size(matrix.numel()) == sum(tensor.numel() * tensor.element_size() for tensor in held)
+    assert 8 * (nf4_size(2**30) - nf4_size(0)) / 2**30 == pytest.approx(4.127, abs=0.0005)
+
+
+def test_scales_of_fp8_and_mxfp4_are_bytes_but_no_parameters(tmp_path: Path) -> None:
+    # save_file knows no FP8 of its own, so headers are written by hand.
+    norms = {f"model.layers.{i}.input_layernorm.weight": ("BF16", [128], 256) for i in range(2)}
+    ends = {"model.embed_tokens.weight": ("BF16", [8, 128], 2048), "lm_head.weight": ("BF16", [8, 128], 2048)}
+    fp8 = {f"model.layers.{i}.mlp.up_proj.weight": ("F8_E4M3", [256, 128], 32768) for i in range(2)}
+    fp8 |= {f"model.layers.{i}.mlp.up_proj.weight_scale_inv": ("F32", [2, 1], 8) for i in range(2)}
+    mxfp4 = {f"model.layers.{i}.mlp.experts.down_proj_blocks": ("U8", [4, 128, 4, 16], 32768) for i in range(2)}
+    mxfp4 |= {f"model.layers.{i}.mlp.experts.down_proj_scales": ("U8", [4, 128, 4], 2048) for i in range(2)}
+    mxfp4 |= {f"model.layers.{i}.mlp.experts.down_proj_bias": ("BF16", [4, 128], 1024) for i in range(2)}
+    for method, tensors, parameters, stored in (
+        ("fp8", fp8, 256 * 128, 32768 + 8),
+        ("mxfp4", mxfp4, 4 * 128 * 128 + 4 * 128, 32768 + 2048 + 1024),
+    ):
+        config = {"model_type": "other", "num_hidden_layers": 2, "quantization_config": {"quant_method": method}}
+        card = model_card.read(_by_hand(tmp_path / method, norms | ends | tensors, CONFIG | config))
+        assert card.quantized == method
+        assert card.stack[0].parameters == parameters + 128
+        assert card.layer_bytes == (stored + 256,) * 2
+
+
+def _by_hand(folder: Path, tensors: dict[str, tuple[str, list[int], int]], config: dict[str, Any]) -> Path:
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(config))
+    entries, end = {}, 0
+    for name, (dtype, shape, size) in tensors.items():
+        entries[name] = {"dtype": dtype, "shape": shape, "data_offsets": [end, end + size]}
+        end += size
+    (folder / "model.safetensors").write_bytes(_header(entries, data=end))
+    return folder
+
+
+@pytest.mark.parametrize("method", ["awq", "gptq", "compressed-tensors"])
+def test_a_quantisation_that_cannot_be_loaded_is_refused_by_name(method: str, tmp_path: Path) -> None:
+    folder = _save(tmp_path / "model", _tensors() | HEAD, CONFIG | {"quantization_config": {"quant_method": method}})
+    with pytest.raises(RefusedError, match=f"quantised with '{method}'") as refused:
+        model_card.read(folder)
+    assert "nf4" in refused.value.fix
+
+
+@pytest.mark.parametrize("architecture", ["llama", "llama-tied", "qwen3-moe", "gpt-oss", "deepseek-v3", "qwen3-next"])
+def test_without_weights_the_configuration_tells_the_same(architecture: str, tmp_path: Path) -> None:
+    folder = models.make(tmp_path / "model", architecture)
+    there = model_card.read(folder)
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(WrongInputError, match=r"no model\.safetensors"):
+        model_card.read(folder)
+    told = model_card.read(folder, needs_weights=False)
+    assert (there.has_weights, told.has_weights) == (True, False)
+    for ours, theirs in zip(told.parts, there.parts, strict=True):
+        assert (ours.parameters, ours.cache) == (theirs.parameters, theirs.cache)
+        assert ours.stored == pytest.approx(theirs.stored, rel=0.002)  # a router's correction is no parameter
+
+
+def test_public_checkpoints_take_the_disk_that_their_hubs_say() -> None:
+    configs = Path(__file__).parent / "configs"
+    for name, gib in {"gpt-oss-120b": 60.8, "minimax-m2": 214.3, "llama-3.1-405b": 756.0}.items():
+        config = model_config.parse((configs / f"{name}.json").read_text(), name)
+        assert model_card.of_config(config, name).total_bytes / 2**30 == pytest.approx(gib, rel=0.001)
+
+
+def test_a_configuration_that_does_not_tell_says_what_it_lacks(tmp_path: Path) -> None:
+    lacking = {key: value for key, value in MIXTURE.items() if key != "moe_intermediate_size"}
+    (tmp_path / "config.json").write_text(json.dumps(lacking))
+    with pytest.raises(WrongInputError) as wrong:
+        model_card.read(tmp_path, needs_weights=False)
+    assert f"{tmp_path}: no model.safetensors" in wrong.value.message
+    assert "moe_intermediate_size" in wrong.value.message
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG | {"num_hidden_layers": 10**15}))
+    with pytest.raises(WrongInputError, match="its sizes cannot be told"):
+        model_card.read(tmp_path, needs_weights=False)
+
+
+def test_an_adapter_is_counted_layer_by_layer(tmp_path: Path) -> None:
+    prefix = "base_model.model.model.layers"
+    tensors = {f"{prefix}.{layer}.self_attn.q_proj.lora_A.weight": torch.zeros(4, 8) for layer in (0, 2)}
+    tensors[f"{prefix}.2.self_attn.q_proj.lora_B.weight"] = torch.zeros(8, 4)
+    save_file(tensors, tmp_path / "adapter_model.safetensors")
+    assert model_card.adapter_elements(tmp_path, 3) == (32, 0, 64)
+    with pytest.raises(WrongInputError, match="is no PEFT adapter folder"):
+        model_card.adapter_elements(tmp_path / "absent", 3)

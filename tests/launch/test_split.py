@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import combinations, pairwise
 
 import pytest
 
 from cluster.errors import WrongInputError
-from launch.split import Cut, balance, whole
+from launch.split import AMPLE, Cut, balance, every_cut, has_room, whole
 
 
 def _costs(cuts: Sequence[Cut], layers: Sequence[int], embedding: int, head: int) -> list[int]:
@@ -66,3 +66,43 @@ def test_fewer_layers_than_stages_are_refused_with_a_way_out(layers: int, said: 
     with pytest.raises(WrongInputError, match=said) as wrong:
         balance([1] * layers, stages=4)
     assert "nodes: 1" in wrong.value.fix
+
+
+def _filled(sizes: Sequence[int], limits: Sequence[int]) -> Callable[[Cut, int], float]:
+    return lambda cut, stage: sum(sizes[cut.start : cut.end]) / limits[stage]
+
+
+def test_where_there_is_room_the_faster_cut_is_taken_and_else_the_more_even_one() -> None:
+    seconds, sizes = [1] * 8, [10] * 8
+    roomy = balance(seconds, stages=2, head_cost=4, filled=_filled(sizes, (100, 100)))
+    assert roomy[0].end == 6
+    for limit in (55, 50, 44, 30):  # with 5 layers more than AMPLE of it is filled, or it does not hold them at all
+        assert limit * AMPLE < 50
+        assert balance(seconds, stages=2, head_cost=4, filled=_filled(sizes, (limit, limit)))[0].end == 4
+
+
+def test_the_larger_node_takes_more() -> None:
+    sizes = [10] * 9
+    cuts = balance([1] * 9, stages=2, filled=_filled(sizes, (35, 100)))
+    assert [cut.end for cut in cuts] == [3, 9]
+    assert balance([1] * 9, stages=2, filled=_filled(sizes, (20, 40)))[0].end == 3  # too small both: evenly so
+
+
+@pytest.mark.parametrize("stages", [1, 2, 3])
+def test_there_is_room_if_and_only_if_some_cut_fits(stages: int) -> None:
+    draw = random.Random(stages)  # noqa: S311 - reproducible, not secret
+    found = set()
+    for _ in range(300):
+        sizes = [draw.randint(1, 9) for _ in range(draw.randint(stages, 9))]
+        limits = [draw.randint(1, 30) for _ in range(stages)]
+        filled = _filled(sizes, limits)
+        fitting = [
+            cuts
+            for cuts in every_cut(len(sizes), stages)
+            if all(filled(cut, stage) <= 1 for stage, cut in enumerate(cuts))
+        ]
+        assert has_room(len(sizes), stages, filled) == bool(fitting)
+        found.add(bool(fitting))
+        best = balance([1] * len(sizes), stages=stages, filled=filled)
+        assert all(filled(cut, stage) <= 1 for stage, cut in enumerate(best)) == bool(fitting)
+    assert found == {True, False}

@@ -58,7 +58,7 @@ def test_ctrl_c_ends_the_asking_and_leaves_nothing(seen: Watched) -> None:
         out, err = process.communicate(timeout=60)
     assert (process.returncode, out) == (130, "")
     assert err.splitlines()[-1] == "error: interrupted"
-    assert all(gone(pid) for pid in running)
+    wait_for(lambda: all(gone(pid) for pid in running))
     assert not job.path.exists()
 
 

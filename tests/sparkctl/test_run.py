@@ -168,9 +168,10 @@ def test_a_named_node_runs_the_recipe_whole_and_json_is_one_document() -> None:
 def test_plan_says_who_holds_what() -> None:
     shown = finished().commands("plan", "tiny.yaml").stdout.splitlines()
     assert shown[0] == "embedded pair: two ranks on this machine over loopback (gloo), no Spark involved"
-    assert [line.split()[:2] for line in shown[2:]] == [["rank", "node"], ["0", "left"], ["1", "right"]]
-    assert "embedding + layers 0-1" in shown[3]
-    assert "layers 2-3 + head" in shown[4]
+    nodes = next(line for line in shown if line.startswith("memory"))
+    assert re.fullmatch(r"memory +left \(rank 0\) +right \(rank 1\)", nodes)
+    held = next(line for line in shown if line.startswith("  holds"))
+    assert re.fullmatch(r"  holds +embedding \+ layers 0-1 +layers 2-3 \+ head", held)
 
 
 def test_dry_run_checks_and_starts_nothing() -> None:
