@@ -133,9 +133,7 @@ def _memlock(facts: Facts) -> Iterator[Finding]:
     if isinstance(facts.limits, Unknown):
         yield Finding("memlock", Level.UNKNOWN, facts.node, f"the limit of locked memory: {facts.limits.reason}")
     elif 0 <= facts.limits.memlock < LEAST_LOCKED and known(facts.roce, ()):
-        evidence = (
-            f"a login may lock {facts.limits.memlock >> 10} KiB: RDMA cannot register memory (ibv_reg_mr: ENOMEM)"
-        )
+        evidence = f"a login may lock {facts.limits.memlock >> 10} KiB: RDMA can register no more (ibv_reg_mr: ENOMEM)"
         yield Finding("memlock", Level.WARN, facts.node, evidence, f"on {facts.node}: {_MEMLOCK}, then log in again")
     else:
         shown = "all memory" if facts.limits.memlock < 0 else f"{facts.limits.memlock / GIB:.1f} GiB"

@@ -197,6 +197,7 @@ BREAKS = [
     Broken(10, "driver", FAIL, "update is half done", no_gpu("Driver/library version mismatch", "580.126.09\n")),
     Broken(10, "driver", FAIL, "no module nvidia", no_gpu("couldn't communicate with the NVIDIA driver", None)),
     Broken(10, "driver", FAIL, r"580\.126\.09.*580\.159\.03", on_head(nvidia_module="580.159.03\n")),
+    Broken(10, "driver", WARN, "no /dev/nvidiactl", on_head(devices=["infiniband/uverbs0"])),
     Broken(11, "pcie", FAIL, "0002:01:00.0 runs at 32 GT/s x2", narrow(1)),
     Broken(12, "gpu clock", FAIL, "611 MHz at 96 %, 31 W", gpu()),
     Broken(12, "gpu clock", WARN, "heat", gpu(reasons="0x0000000000000040")),
