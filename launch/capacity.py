@@ -86,8 +86,8 @@ class Demand:
                 f"{card.source}: config.json does not name num_attention_heads, so nobody knows what a sequence takes",
                 "download the model again",
             )
-        alike = {part: self._layer(part) for part in dict.fromkeys(card.stack)}
-        layers = [alike[part].plus(_Share(lora=4 * self._adapter(index))) for index, part in enumerate(card.stack)]
+        alike = {id(part): self._layer(part) for part in card.kinds}
+        layers = [alike[id(part)].plus(_Share(lora=4 * self._adapter(index))) for index, part in enumerate(card.stack)]
         self._sums = list(accumulate(layers, _Share.plus, initial=_Share()))
         self._embedding, self._head = self._end(card.embedding), self._end(card.head)
         self._largest = max(layer.kept for layer in layers)
@@ -251,9 +251,12 @@ class Demand:
         return through + mask + logits + (self._expanded if work.chunk > NF4_TOKENS or not self.cuda else 0)
 
     def _matrices(self) -> tuple[int, int]:
-        """How many elements a token has going into and out of the widest matrix; bytes of the largest quantised one, expanded."""
+        """How many elements a token has going into and out of the widest matrix; bytes of the largest quantised one, expanded.
+
+        Experts are taken to be expanded one by one.
+        """
         widest = expanded = 0
-        for weight in {weight for part in self.card.stack for weight in part.weights}:
+        for weight in (weight for part in self.card.kinds for weight in part.weights):
             routed = self.card.experts_per_token if weight.kind is Kind.EXPERT else 1
             widest = max(widest, routed * (weight.rows + weight.columns))
             if self.precision.is_quantized(weight):

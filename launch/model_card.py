@@ -80,6 +80,11 @@ class ModelCard:
         return len(self.stack)
 
     @cached_property
+    def kinds(self) -> tuple[Part, ...]:
+        """The layers that differ: those that are alike are one object."""
+        return tuple({id(part): part for part in self.stack}.values())
+
+    @cached_property
     def layer_bytes(self) -> tuple[int, ...]:
         """Bytes of each layer."""
         return tuple(part.stored for part in self.stack)

@@ -23,13 +23,13 @@ if TYPE_CHECKING:
 
 # What a node's memory is for, in the order of the bar: the field, its name on the screen, its colour.
 _USES = (
-    ("weights", "weights", "blue"),
+    ("weights", "weights", "bright_blue"),
     ("kv_cache", "KV cache", "cyan"),
     ("lora", "LoRA", "magenta"),
     ("gradients", "gradients", "yellow"),
     ("optimizer", "optimizer", "bright_red"),
     ("activations", "activations", "green"),
-    ("runtime", "runtime, NCCL", "white"),
+    ("runtime", "runtime, buffers", "white"),
 )
 _BAR = 24  # columns
 _UNKNOWN_SPEED = "not predicted: nothing is known of this machine's; `--memory 121.7` plans for two DGX Sparks"
