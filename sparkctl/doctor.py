@@ -37,7 +37,7 @@ def doctor(options: Options, bundle: Path | None) -> int:
         for one in transports:
             one.close()
     if bundle is not None:
-        checkup.bundle(checked, inventory, bundle)
+        checkup.write_bundle(checked, inventory, bundle)
         options.say(f"{bundle}: facts, findings and logs; look through it before you send it")
     if options.json:
         click.echo(json.dumps([asdict(finding) for finding in checked.findings], indent=1))

