@@ -18,8 +18,25 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from cluster.errors import FailedError, WrongInputError
 from cluster.files import write_atomically
-from launch.inference.request import Request
-from launch.split import Cut
+from launch.spec import EndSpec, JobSpec, LinkSpec, RankSpec
+
+__all__ = [
+    "ENDED",
+    "EndSpec",
+    "JobFolder",
+    "JobSpec",
+    "JobState",
+    "LinkSpec",
+    "RankSpec",
+    "StateName",
+    "age",
+    "create",
+    "find",
+    "folders",
+    "home",
+    "last_metrics",
+    "new_id",
+]
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -37,41 +54,6 @@ _UNFINISHED = ".new"
 
 class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class RankSpec(_Frozen):
-    """One rank: the node it runs on and the layers it holds."""
-
-    rank: int
-    node: str
-    start: int
-    end: int
-
-
-class JobSpec(_Frozen):
-    """All that a rank needs to know, the same on every node. Holds no secret."""
-
-    id: str
-    created: str
-    version: str
-    recipe: dict[str, Any]
-    layers: int
-    ranks: tuple[RankSpec, ...]
-    master_addr: str
-    embedded: bool
-    strategy: str = "pipeline"
-    source: str = ""
-    env: dict[str, str] = {}
-    requests: tuple[Request, ...] = ()
-
-    @property
-    def world_size(self) -> int:
-        """How many ranks the job has."""
-        return len(self.ranks)
-
-    def cut(self, rank: int) -> Cut:
-        """The layers of one rank."""
-        return Cut(self.ranks[rank].start, self.ranks[rank].end, self.layers)
 
 
 class JobState(_Frozen):
@@ -109,6 +91,7 @@ class JobFolder:
         self.model = path / "model"
         self.answers = path / "answers.jsonl"
         self.agent_log = path / "agent.log"
+        self.key_file = path / "key"
         self._lock_file = path / "agent.lock"
 
     @property
@@ -127,6 +110,19 @@ class JobFolder:
             FailedError: the file is missing or damaged.
         """
         return self._load(self.spec_file, JobSpec)
+
+    def key(self) -> str:
+        """What whoever talks to the job must prove to know: in no spec, no argv and no log.
+
+        Raises:
+            FailedError: the file is missing.
+        """
+        try:
+            return self.key_file.read_text(encoding="ascii").strip()
+        except OSError as error:
+            raise FailedError(
+                f"{self.key_file}: cannot be read ({type(error).__name__})", "the job's folder is damaged; remove it"
+            ) from None
 
     def state(self) -> JobState:
         """Where the job stands. A job whose agent is gone without a word, or never came, counts as failed."""
@@ -194,8 +190,8 @@ def new_id(name: str) -> str:
             return candidate
 
 
-def create(spec: JobSpec) -> JobFolder:
-    """Make the job's folder on this node: complete, or not at all."""
+def create(spec: JobSpec, key: str | None = None) -> JobFolder:
+    """Make the job's folder on this node: complete, or not at all. Without a `key` the job gets a new one."""
     jobs = _private(home() / "jobs")
     _sweep(jobs)
     unfinished = jobs / f".{spec.id}{_UNFINISHED}"
@@ -203,6 +199,7 @@ def create(spec: JobSpec) -> JobFolder:
     try:
         draft = JobFolder(unfinished)
         write_atomically(draft.spec_file, spec.model_dump_json(indent=1).encode())
+        write_atomically(draft.key_file, (key or secrets.token_urlsafe(32)).encode() + b"\n")
         draft.write_state(JobState(state="staging"))
         unfinished.rename(jobs / spec.id)
     except BaseException:

@@ -19,12 +19,13 @@ from launch import box, hub, model_card, recipe, rows
 from launch import plan as planning
 from launch.box import Box
 from launch.model_card import ModelCard
-from launch.plan import Plan, UnfitError
+from launch.plan import Plan, RankPlan, UnfitError
 from launch.recipe import CommandRecipe, FinetuneRecipe, InferenceRecipe, Recipe
+from launch.speed import TrainingSpeed
 
 if TYPE_CHECKING:
     from launch.inference.request import Request
-    from launch.job import JobFolder
+    from launch.job import JobFolder, RankSpec
 
 
 @dataclass(frozen=True)
@@ -137,7 +138,7 @@ def start(prepared: Prepared, *, version: str, requests: Sequence[Request] = ())
     from cluster import environ
     from cluster.transport.local import LocalTransport
     from launch import job
-    from launch.job import JobSpec, RankSpec
+    from launch.job import JobSpec
 
     inventory = prepared.inventory
     spec = JobSpec(
@@ -146,10 +147,11 @@ def start(prepared: Prepared, *, version: str, requests: Sequence[Request] = ())
         version=version,
         recipe=prepared.recipe.model_dump(mode="json"),
         layers=prepared.card.layers,
-        ranks=tuple(RankSpec(rank=r.rank, node=r.node, start=r.cut.start, end=r.cut.end) for r in prepared.plan.ranks),
+        ranks=tuple(_rank(prepared, planned) for planned in prepared.plan.ranks),
         master_addr="127.0.0.1",
         embedded=inventory.embedded,
         strategy=prepared.plan.strategy,
+        step_seconds=prepared.plan.speed.step if isinstance(prepared.plan.speed, TrainingSpeed) else 0.0,
         source=prepared.source,
         env={name: value for name, value in inventory.env.items() if not is_secret(name)},
         requests=tuple(requests),
@@ -166,6 +168,24 @@ def start(prepared: Prepared, *, version: str, requests: Sequence[Request] = ())
         shutil.rmtree(folder.path, ignore_errors=True)
         raise
     return folder
+
+
+def _rank(prepared: Prepared, planned: RankPlan) -> RankSpec:
+    """A rank whose node has everything where the recipe says."""
+    from launch.job import RankSpec
+
+    wanted = prepared.recipe
+    adapter = wanted.adapter_path if isinstance(wanted, InferenceRecipe) else None
+    return RankSpec(
+        rank=planned.rank,
+        node=planned.node,
+        start=planned.cut.start,
+        end=planned.cut.end,
+        model=wanted.base_model,
+        adapters={adapter: adapter} if adapter else {},
+        datasets=tuple(dataset.path for dataset in wanted.datasets) if isinstance(wanted, FinetuneRecipe) else (),
+        memory=planned.box.usable,
+    )
 
 
 def _check_tokenizer(folder: Path) -> None:

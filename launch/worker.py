@@ -66,6 +66,7 @@ def _run(folder: JobFolder, reporter: Reporter) -> None:
     else:
         device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
     rank = join(spec, device)
+    _cap_memory(spec.ranks[rank].memory, device)
     print(f"node {spec.ranks[rank].node} holds {spec.cut(rank)} on {device}", flush=True)  # noqa: T201 - the rank's log
     torch.manual_seed(int(spec.recipe.get("seed") or 0))
     work(folder, spec, rank, device, reporter)
@@ -140,6 +141,15 @@ def leave() -> None:
 def _listening_socket(host: str, port: int) -> int:
     given = os.environ.get("SPARKCTL_STORE_FD")
     return int(given) if given else socket.create_server((host, port)).detach()
+
+
+def _cap_memory(most: int, device: torch.device) -> None:
+    """Keep a GPU's allocations under the plan's: no cgroup counts them, and on one memory for all they would freeze the box."""
+    import torch
+
+    if most and device.type == "cuda":
+        total = torch.cuda.get_device_properties(device).total_memory
+        torch.cuda.set_per_process_memory_fraction(min(1.0, most / total), device)
 
 
 def _die_with_parent() -> None:

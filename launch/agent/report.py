@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Literal
 
 REPORT_FD = "SPARKCTL_REPORT_FD"
+
+# Seconds between two beats that are worth a line.
+BEAT_EVERY = 0.5
 
 # input: the owner must change something; peer: only the echo of another rank's end; crash: anything else.
 FailureKind = Literal["input", "peer", "crash"]
@@ -16,9 +20,13 @@ FailureKind = Literal["input", "peer", "crash"]
 
 @dataclass(frozen=True)
 class Report:
-    """One line of the pipe."""
+    """One line of the pipe.
 
-    event: Literal["loading", "running", "step", "failed"]
+    `running` and `ready` (it answers requests) move the job's state. After a `step` or a `beat` the rank has work and is
+    expected to make progress; after `loading` or `rest` it may be silent for as long as it likes. `message` says of what it rests.
+    """
+
+    event: Literal["loading", "running", "ready", "step", "beat", "rest", "failed"]
     step: int = 0
     kind: FailureKind = "crash"
     message: str = ""
@@ -31,6 +39,19 @@ class Reporter:
     def __init__(self) -> None:
         given = os.environ.get(REPORT_FD)
         self._descriptor = int(given) if given else None
+        self._beat_at = float("-inf")
+
+    def beat(self) -> None:
+        """Something was computed, sent or received: the rank makes progress. Cheap: call it as often as you like."""
+        now = time.monotonic()
+        if now - self._beat_at >= BEAT_EVERY:
+            self._beat_at = now
+            self.tell(Report("beat"))
+
+    def rest(self, why: str) -> None:
+        """From here to the next beat or step nothing is expected: no work is pending, or it takes as long as it takes."""
+        self._beat_at = float("-inf")
+        self.tell(Report("rest", message=why))
 
     def tell(self, report: Report) -> None:
         """Send one report. When the agent is gone this rank ends at once: none outlives its agent.

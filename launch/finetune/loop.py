@@ -28,7 +28,7 @@ from launch.shard.stage import Stage
 
 def run(folder: JobFolder, spec: JobSpec, rank: int, device: torch.device, reporter: Reporter) -> None:
     """Train this rank's stage as the recipe says and save the result."""
-    recipe = parse_dump(spec.recipe)
+    recipe = parse_dump(spec.recipe_at(rank))
     assert isinstance(recipe, FinetuneRecipe)
     base = Path(recipe.base_model)
     tokenizer = AutoTokenizer.from_pretrained(base, trust_remote_code=False)

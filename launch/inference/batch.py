@@ -21,7 +21,7 @@ from launch.shard.stage import Stage
 
 def run(folder: JobFolder, spec: JobSpec, rank: int, device: torch.device, reporter: Reporter) -> None:
     """Load this rank's stage, answer all requests of the spec, and end."""
-    recipe = parse_dump(spec.recipe)
+    recipe = parse_dump(spec.recipe_at(rank))
     assert isinstance(recipe, InferenceRecipe)
     tokenizer = AutoTokenizer.from_pretrained(recipe.base_model, trust_remote_code=False)
     prompts = [_prompt(request, recipe, tokenizer) for request in spec.requests]  # before anything is loaded
