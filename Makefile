@@ -21,7 +21,7 @@ demo: $(READY)
 
 # Two simulated hosts need root, and packages of Debian's that are installed on first use; without root those tests are left out.
 test: $(READY)
-	@if [ "$$(id -u)" = 0 ]; then sh tests/lab/install.sh; fi
+	@if [ "$$(id -u)" = 0 ]; then sh tests/lab/install.sh tests/packages.txt; fi
 	$(BIN)/python -m pytest
 
 lint: $(READY)

@@ -1,8 +1,8 @@
 #!/bin/sh
-# Installs the Debian packages of packages.txt that are not there yet; says and does nothing when all are.
+# Installs the Debian packages of packages.txt, and of the lists given, that are not there yet; says and does nothing when all are.
 # Starts no service, now or at the next boot: what it installs is for the simulated hosts, not for this machine.
 set -eu
-wanted=$(sed 's/#.*//' "$(dirname "$(readlink -f "$0")")/packages.txt")
+wanted=$(sed 's/#.*//' "$(dirname "$(readlink -f "$0")")/packages.txt" "$@")
 policy=/usr/sbin/policy-rc.d # asked before any service is started; 101 is no (invoke-rc.d(8))
 
 installed() {
