@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,6 +79,45 @@ def encode_prompt(tokenizer: Any, turns: Sequence[Turn]) -> list[int]:
     return ids + _ids(tokenizer, prompt[len(done) :])
 
 
+def render_messages(
+    tokenizer: Any,
+    messages: Sequence[Mapping[str, Any]],
+    *,
+    tools: Sequence[Mapping[str, Any]] = (),
+    settings: Mapping[str, Any] | None = None,
+) -> str:
+    """The text of a conversation that may hold tools, their calls and results, ready for the assistant's answer.
+
+    Args:
+        messages: as chat templates take them: role, content, and where there are any tool_calls whose arguments are a mapping.
+        tools: as OpenAI's API has them.
+        settings: what else the template is told, such as enable_thinking.
+
+    Raises:
+        WrongInputError: the template refuses the conversation, or knows no tools.
+    """
+    if tools and "tools" not in (tokenizer.chat_template or ""):
+        raise WrongInputError("the model's chat template knows no tools", "ask without tools, or serve another model")
+    return _apply(tokenizer, messages, ask=True, tools=list(tools) or None, **(settings or {}))
+
+
+def encode_messages(
+    tokenizer: Any,
+    messages: Sequence[Mapping[str, Any]],
+    *,
+    tools: Sequence[Mapping[str, Any]] = (),
+    settings: Mapping[str, Any] | None = None,
+) -> list[int]:
+    """Token ids of such a conversation; a plain one is cut into pieces as in training.
+
+    Raises:
+        WrongInputError: see `render_messages`.
+    """
+    if not tools and not settings and all(message.keys() == {"role", "content"} for message in messages):
+        return encode_prompt(tokenizer, [Turn(message["role"], message["content"]) for message in messages])
+    return _ids(tokenizer, render_messages(tokenizer, messages, tools=tools, settings=settings))
+
+
 @dataclass(frozen=True)
 class _Exchange:
     """An answer as it is rendered, and what is rendered between it and the answer before.
@@ -131,7 +170,10 @@ def _ids(tokenizer: Any, text: str) -> list[int]:
 
 
 def _render(tokenizer: Any, turns: Sequence[Turn], *, ask: bool) -> str:
-    messages = [{"role": turn.role, "content": turn.content} for turn in turns]
+    return _apply(tokenizer, [{"role": turn.role, "content": turn.content} for turn in turns], ask=ask)
+
+
+def _apply(tokenizer: Any, messages: Sequence[Mapping[str, Any]], *, ask: bool, **settings: Any) -> str:
     template = None if tokenizer.chat_template else PLAIN_TEMPLATE
     if template is not None and tokenizer.eos_token is None:
         raise WrongInputError(
@@ -140,9 +182,11 @@ def _render(tokenizer: Any, turns: Sequence[Turn], *, ask: bool) -> str:
         )
     try:
         return str(
-            tokenizer.apply_chat_template(messages, chat_template=template, tokenize=False, add_generation_prompt=ask)
+            tokenizer.apply_chat_template(
+                list(messages), chat_template=template, tokenize=False, add_generation_prompt=ask, **settings
+            )
         )
-    except TemplateError as error:
+    except (TemplateError, TypeError, KeyError, ValueError, AttributeError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise WrongInputError(
             f"the model's chat template refuses the conversation: {reason}", "use only the roles that it knows"
