@@ -146,7 +146,7 @@ class CompletionRequest(_Asked):
         if isinstance(self.prompt, str):
             return [self.prompt]
         if self.prompt and isinstance(self.prompt[0], int):
-            return [self.prompt]  # type: ignore[list-item]  # its first entry says that it is a list of ids
+            return [self.prompt]
         return list(self.prompt)  # type: ignore[arg-type]
 
 
