@@ -356,6 +356,19 @@ class Bench:
 def main() -> None:
     """Answer orders until there are no more."""
     bench = Bench()
+    answering(
+        {
+            "listen": bench.listen,
+            "stream": bench.stream,
+            "message": bench.message,
+            "counters": bench.counters,
+            "gids": bench.gids,
+        }
+    )
+
+
+def answering(orders: dict[str, Callable[..., Any]]) -> None:
+    """Answer orders, by their names, until standard input ends or falls silent."""
     while True:
         signal.alarm(SILENCE_SECONDS)  # its signal ends this program
         line = sys.stdin.buffer.readline()
@@ -363,18 +376,11 @@ def main() -> None:
         if not line:
             return
         if line.strip():
-            print(f"{MARK}{json.dumps(obeyed(bench, line))}", flush=True)  # noqa: T201 - the answer
+            print(f"{MARK}{json.dumps(obeyed(orders, line))}", flush=True)  # noqa: T201 - the answer
 
 
-def obeyed(bench: Bench, line: bytes) -> dict[str, Any]:
+def obeyed(orders: dict[str, Callable[..., Any]], line: bytes) -> dict[str, Any]:
     """The answer to one order."""
-    orders: dict[str, Callable[..., Any]] = {
-        "listen": bench.listen,
-        "stream": bench.stream,
-        "message": bench.message,
-        "counters": bench.counters,
-        "gids": bench.gids,
-    }
     try:
         name, arguments = json.loads(line)
         return {"done": orders[name](**arguments)}
