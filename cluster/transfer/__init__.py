@@ -140,6 +140,7 @@ def _by_rsync(
     told = _followed(giving, told, watch, "cut out for rsync", (taking,))
     if told["state"] != "done":
         raise failure(source.transport.name, str(cut), told)
+    taking.ask("remove", folder=str(place.with_name(f".{place.name}.part")))  # it holds nothing but the room
     beside = place.with_name(f".{place.name}.rsync")
     user = source.transport.run(["id", "-un"]).stdout.decode(errors="replace").split()[-1]
     argv = rsync.argv(f"{user}@{source.addresses[0]}", str(cut), str(beside), target.transport.home().sparkctl)

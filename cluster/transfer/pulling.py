@@ -187,7 +187,7 @@ class Pull:
             except OSError as error:
                 is_final = isinstance(error, SourceError) or error.errno in _OF_THE_DISK
                 self._give_back(taken)
-                if is_final or attempt == _ATTEMPTS - 1:
+                if is_final or not taken or attempt == _ATTEMPTS - 1:  # nothing taken: it never came about
                     self._fail(error, is_final)
                     return
             else:
