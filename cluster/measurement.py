@@ -92,11 +92,19 @@ class Message:
 
 @dataclass(frozen=True)
 class Collective:
-    """A collective operation between the two ranks; `bus` in GB/s, as nccl-tests counts it (of two ranks: size over time)."""
+    """A collective operation between the two ranks; `bus` in GB/s, as nccl-tests counts it (of two ranks: size over time).
+
+    `moved` is how many bytes each rank had to send, `carried` how many the rails did as the kernel and the RoCE devices count, and
+    `astray` the interface besides them that sent most. `error`: why there is no figure, or none to trust.
+    """
 
     backend: str  # nccl or gloo
     size: int
     bus: float
+    moved: int = 0
+    carried: int | None = None
+    astray: str = ""
+    error: str = ""
 
 
 @dataclass(frozen=True)

@@ -12,14 +12,14 @@ from datetime import UTC, datetime
 from pathlib import PurePosixPath
 from typing import Protocol
 
-from cluster import code, environ, measure, record, transaction, verify
+from cluster import code, collective, environ, measure, record, transaction, verify
 from cluster import survey as surveying
 from cluster.changes import Planned
 from cluster.code import Code
 from cluster.doctor.bandwidth import judge
 from cluster.errors import FailedError, RefusedError
 from cluster.finding import Finding, Level
-from cluster.inventory import Inventory
+from cluster.inventory import Inventory, is_secret
 from cluster.measurement import Measurement
 from cluster.record import LinkRecord, NodeRecord, PairRecord, Verdict
 from cluster.survey import Survey, Unfinished, each
@@ -116,7 +116,7 @@ def up(
     measured = None if remeasure else _still_good(inventory, survey)
     if measured is None and seconds is not None:
         dialogue.tell("", "measure the link")
-        measured = _measure(survey, inventory, transports, seconds)
+        measured = _measure(_record(survey, ours, LinkRecord()), survey, inventory, transports, seconds)
     paired = _record(survey, ours, measured or LinkRecord())
     _save(paired, transports)
     return Paired(paired, changed=not proposal.done)
@@ -190,10 +190,29 @@ def _still_good(inventory: Inventory, survey: Survey) -> LinkRecord | None:
     return before.link if before.link.measurement else None
 
 
-def _measure(survey: Survey, inventory: Inventory, transports: Sequence[Transport], seconds: float) -> LinkRecord:
+def _measure(
+    paired: PairRecord, survey: Survey, inventory: Inventory, transports: Sequence[Transport], seconds: float
+) -> LinkRecord:
+    """The streams and RDMA writes, then two ranks over the rails; those only where something passes on both."""
     rdma = all(site.facts.has_tool("ib_write_bw") is True for site in survey.sites)
     measurement = measure.measure(survey.plan, (transports[0], transports[1]), rdma=rdma, seconds=seconds)
+    if measurement.gbps is not None:
+        measurement = measurement.with_collective(
+            collective.measure(
+                transports,
+                [node.python for node in paired.nodes],
+                [node.code for node in paired.nodes],
+                [_of_ranks(variables, inventory) for variables in paired.environment],
+                measurement.wires,
+            )
+        )
     return judged(measurement, judge(measurement, inventory.link))
+
+
+def _of_ranks(variables: Sequence[environ.Variable], inventory: Inventory) -> dict[str, str]:
+    """What a job's rank would have, the inventory's `env` included; its secrets have no say in how ranks talk."""
+    own = {name: value for name, value in inventory.env.items() if not is_secret(name)}
+    return environ.combine({}, environ.as_mapping(variables), own)
 
 
 def judged(measurement: Measurement, findings: Sequence[Finding]) -> LinkRecord:

@@ -20,6 +20,7 @@ UNEVEN = 0.75  # of the other rail or direction: less is no noise of RDMA
 UNEVEN_TCP = 0.33  # nor of TCP, which varies with whatever else the cores do
 NCCL_SLOW = 6.0  # GB/s: about 3 was seen where RDMA itself was fine
 NCCL_SHARE = 0.65  # of the RDMA throughput that a healthy NCCL reaches at least; 0.8 to 0.95 were seen
+MOST_OF = 0.9  # of a collective's bytes must show in the rails' counters; headers come on top
 
 _COLD = "on both: `sudo poweroff`, then unplug the mains for a minute; then `sparkctl up`"
 _MEASURE = "sparkctl bench link"
@@ -281,9 +282,20 @@ def _asymmetry(measurement: Measurement) -> Iterator[Finding]:
 def _collective(measurement: Measurement, link: Link) -> Iterator[Finding]:
     found = measurement.collective
     if found is None:
-        yield Finding("collective", Level.UNKNOWN, None, "no all-reduce between the nodes was timed", "sparkctl up")
+        yield Finding("collective", Level.UNKNOWN, None, "no all-reduce between the nodes was timed", _MEASURE)
+        return
+    if found.error:
+        evidence = f"two ranks cannot reduce a tensor together: {found.error}"
+        yield Finding("collective", Level.FAIL, None, evidence, f"`sparkctl doctor`; then `{_MEASURE}`")
         return
     said = f"{found.backend} moves {found.bus:.1f} GB/s between the ranks"
+    if found.carried is not None and found.carried < MOST_OF * found.moved:
+        share = f"{found.carried / 1e6:.0f} of {found.moved / 1e6:.0f} MB"
+        evidence = f"{said}, but the rails carried only {share}{f', and {found.astray} the rest' * bool(found.astray)}"
+        fix = "`sparkctl status --env` must name the rails' interfaces; take what says otherwise out of the inventory's `env`"
+        yield Finding("collective", Level.FAIL, None, evidence, fix)
+        return
+    said += ", all of it over the rails, as their counters show" * (found.carried is not None)
     if found.backend != "nccl":
         yield Finding("collective", Level.OK, None, said)
         return
