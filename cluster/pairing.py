@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import PurePosixPath
 from typing import Protocol
 
-from cluster import code, collective, environ, measure, record, transaction, verify
+from cluster import code, collective, environ, measure, measurement, record, transaction, verify
 from cluster import survey as surveying
 from cluster.changes import Planned
 from cluster.code import Code
@@ -195,18 +195,41 @@ def _measure(
 ) -> LinkRecord:
     """The streams and RDMA writes, then two ranks over the rails; those only where something passes on both."""
     rdma = all(site.facts.has_tool("ib_write_bw") is True for site in survey.sites)
-    measurement = measure.measure(survey.plan, (transports[0], transports[1]), rdma=rdma, seconds=seconds)
-    if measurement.gbps is not None:
-        measurement = measurement.with_collective(
+    taken = measure.measure(survey.plan, (transports[0], transports[1]), rdma=rdma, seconds=seconds)
+    if taken.gbps is not None:
+        taken = taken.with_collective(
             collective.measure(
                 transports,
                 [node.python for node in paired.nodes],
                 [node.code for node in paired.nodes],
                 [_of_ranks(variables, inventory) for variables in paired.environment],
-                measurement.wires,
+                taken.wires,
             )
         )
-    return judged(measurement, judge(measurement, inventory.link))
+    return judged(taken, judge(taken, inventory.link))
+
+
+def remeasure(
+    inventory: Inventory, transports: Sequence[Transport], *, seconds: float = 2.0
+) -> tuple[PairRecord, Measurement, tuple[Finding, ...]]:
+    """Measure the link of a pair that `up` has made, and put what it gave in the pair's record: `bench link`.
+
+    Raises:
+        RefusedError: these nodes are not a pair, or their link is not as `up` left it.
+        FailedError: a node is lost.
+    """
+    before = record.load(inventory)
+    if before is None:
+        raise RefusedError("these nodes are not paired from here", "sparkctl up")
+    survey = surveying.survey(inventory, [Host(transport) for transport in transports])
+    if not survey.plan.adopted or before.rails != record.rails_of(survey.plan):
+        raise RefusedError("the link is not as the last `sparkctl up` left it", "sparkctl up")
+    measured = _measure(before, survey, inventory, transports, seconds)
+    assert measured.measurement is not None  # judged gives it
+    taken = measurement.from_json(measured.measurement)
+    paired = before.model_copy(update={"link": measured})
+    _save(paired, transports)
+    return paired, taken, judge(taken, inventory.link)
 
 
 def _of_ranks(variables: Sequence[environ.Variable], inventory: Inventory) -> dict[str, str]:
@@ -215,7 +238,7 @@ def _of_ranks(variables: Sequence[environ.Variable], inventory: Inventory) -> di
     return environ.combine({}, environ.as_mapping(variables), own)
 
 
-def judged(measurement: Measurement, findings: Sequence[Finding]) -> LinkRecord:
+def judged(taken: Measurement, findings: Sequence[Finding]) -> LinkRecord:
     """The verdict on a link: below the bar if any check failed, ok only if its bandwidth could be held against the bar."""
     verdict: Verdict
     failed = [finding for finding in findings if finding.level is Level.FAIL]
@@ -229,10 +252,10 @@ def judged(measurement: Measurement, findings: Sequence[Finding]) -> LinkRecord:
         verdict=verdict,
         evidence=telling.evidence,
         fix=telling.fix,
-        gbps=measurement.gbps,
-        method=measurement.method,
-        when=datetime.fromtimestamp(measurement.time, UTC).isoformat(timespec="seconds"),
-        measurement=measurement.to_json(),
+        gbps=taken.gbps,
+        method=taken.method,
+        when=datetime.fromtimestamp(taken.time, UTC).isoformat(timespec="seconds"),
+        measurement=taken.to_json(),
     )
 
 

@@ -24,6 +24,7 @@ VERBS = {
     "logs": ("sparkctl.jobs", "What the ranks of a job printed."),
     "stop": ("sparkctl.jobs", "End a job on all its nodes."),
     "ask": ("sparkctl.ask", "Ask a fine-tuned job, or an inference recipe, one or more questions."),
+    "bench": ("sparkctl.bench", "Measure the link."),
     "dataset": ("sparkctl.dataset", "Question-and-answer pairs from any Python package or source folder."),
     "recipes": ("sparkctl.recipes", "The ready recipes; their JSON Schema for editors."),
     "demo": ("sparkctl.demo", "Rehearse all of it in four minutes: train, fine-tune and ask, on two local ranks."),

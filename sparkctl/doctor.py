@@ -42,11 +42,11 @@ def doctor(options: Options, bundle: Path | None) -> int:
     if options.json:
         click.echo(json.dumps([asdict(finding) for finding in checked.findings], indent=1))
     else:
-        _tell(options, checked.findings)
+        tell(options, checked.findings)
     return int(any(finding.level is Level.FAIL for finding in checked.findings))
 
 
-def _tell(options: Options, findings: tuple[Finding, ...]) -> None:
+def tell(options: Options, findings: tuple[Finding, ...]) -> None:
     """The worst first; what is well in one line."""
     from cluster.finding import Level
     from cluster.yamlcore import printable

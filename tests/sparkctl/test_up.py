@@ -86,6 +86,9 @@ def test_a_pair_is_shown_made_looked_at_and_undone(run: Run, lab: Lab) -> None:
     assert document["changed"] is True
     assert document["pair"]["link"]["verdict"] == "unverified", "TCP proves the path, not the bar"
     assert document["pair"]["link"]["gbps"] > 0
+    collective = json.loads(document["pair"]["link"]["measurement"])["collective"]
+    assert collective["error"] == ""
+    assert collective["carried"] >= collective["moved"] > 0, "the ranks' bytes went by the rails"
 
     again = run("up")
     assert again.returncode == 0, again.stderr
@@ -104,10 +107,19 @@ def test_a_pair_is_shown_made_looked_at_and_undone(run: Run, lab: Lab) -> None:
     assert "HELLO=you" in environment
     assert "x1y2" not in environment
 
+    again = run("bench", "link", "--seconds", "0.3")
+    assert again.returncode == 0, again.stderr
+    assert "TCP" in again.stdout
+    assert "all-reduce, gloo" in again.stdout
+    assert "unknown bandwidth: " in again.stdout
+
     gone = run("down", "--purge")
     assert gone.returncode == 0, gone.stderr
     assert gone.stdout.endswith("spark-a and spark-b: as they were before `up`\n")
     assert "not paired from here" in run("status").stdout
+    refused = run("bench", "link")
+    assert refused.returncode == 3
+    assert "not paired from here" in refused.stderr
 
 
 def test_an_unknown_host_key_is_refused_without_a_terminal(run: Run, lab: Lab) -> None:
