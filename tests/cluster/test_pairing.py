@@ -21,7 +21,7 @@ from cluster.transport.hostkeys import ChangedHostKeyError, UnknownHostKeyError
 from cluster.transport.sudo import Sudo, SudoError
 from tests.lab import Host, Lab, eventually
 
-pytestmark = pytest.mark.timeout(110)
+pytestmark = pytest.mark.timeout(300)
 
 # What `down` must put back: files with their content, mode, owner; what keeps services running; interfaces, addresses, routes.
 DIGEST = r"""

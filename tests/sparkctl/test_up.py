@@ -15,7 +15,7 @@ import pytest
 from cluster.code import own
 from tests.lab import Lab, eventually
 
-pytestmark = pytest.mark.timeout(100)
+pytestmark = pytest.mark.timeout(400)
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -57,7 +57,7 @@ def sparkctl(code: Path, home: Path, *words: str) -> subprocess.CompletedProcess
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=90,
+        timeout=200,
         cwd=home,
         env={**kept, "HOME": str(home), "PYTHONPATH": str(code)},
         check=False,
