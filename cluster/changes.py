@@ -24,6 +24,8 @@ class FileChange:
     """A whole file; then the commands of `reload`, which run again when the file is put back.
 
     `owner` is a user's name and counts for root's files: None keeps the owner of a file that is there, and is root for a new one.
+    `trial` is a command that must succeed before anything is written: below the folder that `{root}` in it stands for lies a copy
+    of the files beside this one, with this one as it would be.
     """
 
     path: str
@@ -32,6 +34,7 @@ class FileChange:
     owner: str | None = None
     root: bool = False
     reload: tuple[tuple[str, ...], ...] = ()
+    trial: tuple[str, ...] = ()
 
     @property
     def title(self) -> str:

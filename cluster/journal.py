@@ -29,7 +29,21 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from cluster.acts import HostError, Place, digest, look, make, missing_folders, paths, read, refuse, sync, undo, write
+from cluster.acts import (
+    HostError,
+    Place,
+    digest,
+    look,
+    make,
+    missing_folders,
+    paths,
+    read,
+    refuse,
+    rehearse,
+    sync,
+    undo,
+    write,
+)
 from cluster.changes import (
     Books,
     Change,
@@ -166,6 +180,7 @@ class Journal:
         if not state.same(expected):
             raise HostError(f"{change.title}: what is there has changed since this was planned")
         refuse(change, state)
+        rehearse(change, self._place)
         entry = self._entry_for(change, state, run)
         self._keep(entry, state.content)
         made = make(change, entry, state.content, self._place)

@@ -74,8 +74,8 @@ TOOLS = """
 avahi-browse docker ethtool ib_write_bw ib_write_lat iperf3 loginctl netplan nmcli ping rsync sudo systemd-run uv
 """
 DISTRIBUTIONS = """
-accelerate bitsandbytes datasets deepspeed nvidia-nccl-cu12 nvidia-nccl-cu13 peft safetensors sparkctl-dgx tensorboard
-torch transformers
+accelerate bitsandbytes click datasets deepspeed fastapi nvidia-nccl-cu12 nvidia-nccl-cu13 peft pydantic pyyaml rich
+safetensors sparkctl-dgx tensorboard torch transformers uvicorn
 """
 GPU_COLUMNS = """
 name,uuid,driver_version,memory.total,temperature.gpu,utilization.gpu,power.draw,clocks.current.sm,clocks.max.sm,pstate

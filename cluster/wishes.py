@@ -28,10 +28,19 @@ KNOWN_HOSTS = "ssh/known_hosts"
 VENV = "venv"
 UNIT = "~/.config/systemd/user/sparkctl-job@.service"
 
-# What a rank cannot do without, and what else `up` installs by constraints.txt where it makes the environment.
-NEEDED = ("torch", "transformers", "safetensors", "peft")
-_OURS = ("click", "pydantic", "pyyaml", "rich")
-INSTALLED = (*NEEDED, *_OURS, "accelerate", "bitsandbytes", "datasets", "deepspeed", "tensorboard")
+# What an agent and its ranks cannot do without, and what else `up` installs by constraints.txt where it makes the environment.
+NEEDED = ("torch", "transformers", "safetensors", "peft", "click", "pydantic", "pyyaml")
+INSTALLED = (
+    *NEEDED,
+    "rich",
+    "accelerate",
+    "bitsandbytes",
+    "datasets",
+    "deepspeed",
+    "tensorboard",
+    "fastapi",
+    "uvicorn",
+)
 _INSTALL_SECONDS = 3600.0
 _GIB = 1 << 30
 _ENVIRONMENT_BYTES = 16 * _GIB  # torch with CUDA and all that it brings, twice while it is unpacked
@@ -217,8 +226,9 @@ def _link(site: Site, ends: Sequence[End], plan: LinkPlan) -> tuple[Change, ...]
     text = netplan.render(ends, renderer=netplan.renderer(site.facts, interfaces), mtu=mtu)
     # netplan sets the MTU too, but nothing takes it back when the file has gone.
     settings = [_mtu(site.facts, name, mtu) for name in interfaces]
-    apply = (("netplan", "apply"),)
-    return (*settings, FileChange(netplan.PATH, text.encode(), mode=netplan.MODE, root=True, reload=apply))
+    apply, trial = (("netplan", "apply"),), ("netplan", "generate", "--root-dir", "{root}")
+    file = FileChange(netplan.PATH, text.encode(), mode=netplan.MODE, root=True, reload=apply, trial=trial)
+    return (*settings, file)
 
 
 def _mtu(facts: Facts, interface: str, mtu: int) -> Change:

@@ -217,6 +217,25 @@ def test_all_of_it_is_made_and_undone_to_the_byte(host: Host, tmp_path: Path) ->
     assert undo([host])[0].undone == ()
 
 
+def test_a_file_is_tried_beside_its_neighbours_before_it_is_written(host: Host, tmp_path: Path) -> None:
+    before = furnish(tmp_path)
+    (tmp_path / "etc/90-mine.yaml").write_text("mine\n")
+    path, seen = tmp_path / "etc/40-cx7.yaml", tmp_path / "seen"
+
+    def wish(text: bytes) -> FileChange:
+        trial = ("sh", "-c", 'cat "$0"/*.yaml > "$1"; grep -L bad "$0"/*', f"{{root}}{tmp_path}/etc", str(seen))
+        return FileChange(str(path), text, mode=0o600, trial=(*trial[:2], f"{trial[2]} | grep -q 40-cx7", *trial[3:]))
+
+    with pytest.raises(FailedError, match=r"40-cx7\.yaml is not written: "):
+        make(host, wish(b"bad\n"))
+    assert seen.read_text() == "bad\nmine\n"
+    seen.unlink()
+    (tmp_path / "etc/90-mine.yaml").unlink()
+    assert outside(tmp_path) == before
+    make(host, wish(b"good\n"))
+    assert path.read_bytes() == b"good\n"
+
+
 def test_a_second_time_there_is_nothing_to_do(host: Host, tmp_path: Path) -> None:
     furnish(tmp_path)
     make(host, *kinds(tmp_path))

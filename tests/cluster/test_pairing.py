@@ -105,6 +105,7 @@ class Pair:
     def __init__(self, lab: Lab) -> None:
         self.lab = lab
         self.head, self.peer = lab.hosts
+        self.python: str | None = f"{sys.prefix}/bin/python"
 
     def live_at(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("HOME", str(self.lab.home))
@@ -113,7 +114,7 @@ class Pair:
 
     def inventory(self) -> Inventory:
         path = self.lab.home / "pair.yaml"
-        python = f"python: {sys.prefix}/bin/python, identity_file"
+        python = f"python: {self.python}, identity_file" if self.python else "identity_file"
         path.write_text(self.lab.inventory().replace("identity_file", python))
         return inventory.load(path)
 
@@ -344,6 +345,29 @@ def test_another_netplan_file_for_the_interface_is_refused_by_name(pair: Pair) -
             pair.up()
     finally:
         pair.peer.run(["rm", path], "root")
+
+
+def test_what_netplan_would_not_take_is_never_written(pair: Pair) -> None:
+    path = "/etc/netplan/90-broken.yaml"
+    pair.peer.write(path, "network: {version: 2, ethernets: {eth9: {dhcp4: perhaps}}}\n", user="root", mode=0o600)
+    before = pair.digests()
+    try:
+        with pytest.raises(FailedError, match=r"40-cx7\.yaml is not written: .*90-broken\.yaml.*perhaps") as told:
+            pair.up()
+        assert pair.peer.name in told.value.message
+        pair.assert_still(before)
+        assert pair.peer.run(["sh", "-c", "ls -d /run/tmp*"], "root", check=False).stdout == ""
+    finally:
+        pair.peer.run(["rm", path], "root")
+
+
+def test_an_interpreter_that_cannot_run_a_job_is_refused_before_anything_is_done(pair: Pair) -> None:
+    before = pair.digests()
+    pair.python = "/usr/bin/python3"
+    with pytest.raises(RefusedError, match=r"/usr/bin/python3 lacks torch, .*click, pydantic") as told:
+        pair.up()
+    assert "take `python` out of the inventory" in told.value.fix
+    pair.assert_still(before)
 
 
 def test_garbage_in_place_of_facts_is_cut_off(pair: Pair) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,7 @@ from cluster.doctor.redaction import Redactor
 from cluster.finding import Finding, Level
 from cluster.measurement import Measurement, Wire
 from cluster.pairing import judged
-from cluster.wishes import public_key, unit
+from cluster.wishes import INSTALLED, public_key, unit
 
 WIRE = Wire(("a", "b"), ("192.168.100.10", "192.168.100.11"), ("x", "y"), 9000)
 NOTHING = Measurement(0.0, ("spark-a", "spark-b"), (WIRE, WIRE))
@@ -35,6 +37,12 @@ def test_code_is_named_by_its_content(tmp_path: Path) -> None:
     assert not any("__pycache__" in path for path, _ in own.files)
     other = code.Code((*own.files[:-1], (own.files[-1][0], b"another")))
     assert other.hash != own.hash
+
+
+def test_what_up_installs_is_what_the_package_says_that_a_rank_needs() -> None:
+    project = tomllib.loads((Path(__file__).resolve().parents[2] / "pyproject.toml").read_text())["project"]
+    wanted = {re.split("[<>=\\[]", word)[0].lower() for word in project["optional-dependencies"]["node"]}
+    assert wanted <= {name.partition("[")[0] for name in INSTALLED}
 
 
 @pytest.mark.parametrize("uv", ["", "uv"])

@@ -14,6 +14,7 @@ import pytest
 
 from cluster.code import own
 from tests.lab import Lab, eventually
+from tests.terminal import Terminal
 
 pytestmark = pytest.mark.timeout(400)
 
@@ -50,8 +51,23 @@ def run(lab: Lab, code: Path) -> Run:
     return lambda *words: sparkctl(code, lab.home, *words, "-i", str(lab.inventory_file))
 
 
-def sparkctl(code: Path, home: Path, *words: str) -> subprocess.CompletedProcess[str]:
+@pytest.fixture
+def on_terminal(lab: Lab, code: Path) -> Callable[..., Terminal]:
+    """The same, before a person."""
+
+    def start(*words: str) -> Terminal:
+        argv = [sys.executable, "-m", "sparkctl", *words, "-i", str(lab.inventory_file)]
+        return Terminal(argv, cwd=lab.home, env=environment(code, lab.home))
+
+    return start
+
+
+def environment(code: Path, home: Path) -> dict[str, str]:
     kept = {name: os.environ[name] for name in ("PATH", "LANG") if name in os.environ}
+    return {**kept, "HOME": str(home), "PYTHONPATH": str(code), "TERM": "xterm", "COLUMNS": "200"}
+
+
+def sparkctl(code: Path, home: Path, *words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "sparkctl", *words],
         stdin=subprocess.DEVNULL,
@@ -59,7 +75,7 @@ def sparkctl(code: Path, home: Path, *words: str) -> subprocess.CompletedProcess
         text=True,
         timeout=200,
         cwd=home,
-        env={**kept, "HOME": str(home), "PYTHONPATH": str(code)},
+        env=environment(code, home),
         check=False,
     )
 
@@ -133,6 +149,67 @@ def test_an_unknown_host_key_is_refused_without_a_terminal(run: Run, lab: Lab) -
         assert accepted.returncode == 0, accepted.stderr
         assert accepted.stderr.count("new host key accepted") == 2
     finally:
+        lab.trust()
+
+
+PASSWORD = "correct horse battery"
+
+
+def test_a_person_is_asked_for_host_keys_consent_and_one_password(
+    run: Run, on_terminal: Callable[..., Terminal], lab: Lab
+) -> None:
+    known = sorted(lab.known_hosts.read_text().splitlines())
+    lab.known_hosts.write_text("")
+    for host in lab.hosts:
+        host.sudo_password(PASSWORD)
+    try:
+        with on_terminal("up") as wary:
+            wary.expect("SHA256:")
+            wary.expect(r"Is this key the node's\? \[y/N\]: ")
+            wary.type("n")
+            assert wary.ended() == 3
+        assert lab.known_hosts.read_text() == ""
+
+        with on_terminal("up") as undecided:
+            for _ in lab.hosts:
+                undecided.expect(r"Is this key the node's\? \[y/N\]: ")
+                undecided.type("y")
+            undecided.expect(r"write /etc/netplan/40-cx7\.yaml")
+            undecided.expect(r"Do this\? \[y/N\]: ")
+            undecided.type("n")
+            assert undecided.ended() == 130
+        assert sorted(lab.known_hosts.read_text().splitlines()) == known
+        assert lab.hosts[0].run(["test", "-e", "/etc/netplan/40-cx7.yaml"], check=False).returncode
+
+        with on_terminal("up") as wrong:
+            wrong.expect(r"Do this\? \[y/N\]: ")
+            wrong.type("y")
+            wrong.expect(r"password for sudo on spark-\w \(and the other node\): ")
+            wrong.type("wrong")
+            wrong.expect("sudo did not accept the password")
+            assert wrong.ended() == 1
+
+        with on_terminal("up") as made:
+            made.expect(r"Do this\? \[y/N\]: ")
+            made.type("y")
+            made.expect("password for sudo on ")
+            made.type(PASSWORD)
+            made.expect("spark-a and spark-b: paired; addresses and full-size packets ok")
+            assert made.ended() == 0
+        assert made.shown.count("password for sudo") == 1
+        assert PASSWORD not in made.shown
+
+        refused = run("down")
+        assert refused.returncode == 1
+        assert "sudo wants a password, and there is nobody to ask" in refused.stderr
+        with on_terminal("down") as undone:
+            undone.expect("password for sudo on ")
+            undone.type(PASSWORD)
+            undone.expect("as they were before `up`")
+            assert undone.ended() == 0
+    finally:
+        for host in lab.hosts:
+            host.sudo_password(None)
         lab.trust()
 
 
