@@ -174,6 +174,8 @@ def test_a_person_is_asked_for_host_keys_consent_and_one_password(
             for _ in lab.hosts:
                 undecided.expect(r"Is this key the node's\? \[y/N\]: ")
                 undecided.type("y")
+            undecided.expect("password for sudo on ")  # netplan's files are root's to read
+            undecided.type(PASSWORD)
             undecided.expect(r"write /etc/netplan/40-cx7\.yaml")
             undecided.expect(r"Do this\? \[y/N\]: ")
             undecided.type("n")
@@ -182,18 +184,16 @@ def test_a_person_is_asked_for_host_keys_consent_and_one_password(
         assert lab.hosts[0].run(["test", "-e", "/etc/netplan/40-cx7.yaml"], check=False).returncode
 
         with on_terminal("up") as wrong:
-            wrong.expect(r"Do this\? \[y/N\]: ")
-            wrong.type("y")
             wrong.expect(r"password for sudo on spark-\w \(and the other node\): ")
             wrong.type("wrong")
             wrong.expect("sudo did not accept the password")
             assert wrong.ended() == 1
 
         with on_terminal("up") as made:
-            made.expect(r"Do this\? \[y/N\]: ")
-            made.type("y")
             made.expect("password for sudo on ")
             made.type(PASSWORD)
+            made.expect(r"Do this\? \[y/N\]: ")
+            made.type("y")
             made.expect("spark-a and spark-b: paired; addresses and full-size packets ok")
             assert made.ended() == 0
         assert made.shown.count("password for sudo") == 1
