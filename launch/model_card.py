@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePath
@@ -13,6 +13,7 @@ from typing import NamedTuple
 from cluster.errors import WrongInputError
 from launch import architecture, kv_cache, model_config, tensors, weights
 from launch.architecture import Shape
+from launch.contents import Contents
 from launch.kv_cache import LayerCache
 from launch.model_config import ModelConfig
 from launch.precision import ELEMENT_BYTES, TORCH_TYPES, Kind, Weight
@@ -21,6 +22,7 @@ from launch.tensors import Tensor
 _LAYER = re.compile(r"layers\.(\d{1,9})\.")
 _EMBEDDING = "embed_tokens.weight"
 _HEAD = "lm_head.weight"
+EMBEDDING, HEAD = -1, -2  # where a tensor belongs that belongs to no layer
 _MOST_LAYERS = 10_000  # far more than any model has: a configuration that names more is broken
 
 
@@ -153,6 +155,47 @@ def read(folder: Path, *, needs_weights: bool = True) -> ModelCard:
         raise WrongInputError(f"{absent}, and config.json alone does not do: {reason}", error.fix) from None
 
 
+def of_contents(contents: Contents, source: str) -> ModelCard:
+    """The card of a folder that lies on a node, from what was seen there.
+
+    Raises:
+        WrongInputError, RefusedError: see `read`.
+    """
+    config = config_of(contents, source)
+    if contents.broken:
+        raise WrongInputError(contents.broken, "download the model again")
+    if not contents.headers:
+        raise WrongInputError(
+            f"{source}: no {tensors.SINGLE} and no {tensors.INDEX} in it",
+            "only safetensors are loaded; convert pickled (.bin, .pt) checkpoints first",
+        )
+    return of_tensors(config, tensors_of(contents, source), source)
+
+
+def config_of(contents: Contents, source: str) -> ModelConfig:
+    """The configuration in a folder that lies on a node.
+
+    Raises:
+        WrongInputError: there is none, or it is broken.
+    """
+    if contents.config is None:
+        raise WrongInputError(f"{source}: no config.json in it, so it is no model folder", "check `base_model`")
+    return model_config.parse(contents.config, f"{source}/config.json")
+
+
+def tensors_of(contents: Contents, source: str) -> list[Tensor]:
+    """Every tensor of a folder that lies on a node.
+
+    Raises:
+        WrongInputError: a file is cut short, or its header damaged.
+    """
+    return [
+        tensor
+        for name, header in contents.headers.items()
+        for tensor in tensors.of_header(header, contents.files[name].size, f"{source}/{name}")
+    ]
+
+
 def of_config(config: ModelConfig, source: str) -> ModelCard:
     """The card of a model of which only the configuration is at hand.
 
@@ -191,11 +234,15 @@ def of_tensors(config: ModelConfig, found: Sequence[Tensor], source: str) -> Mod
         RefusedError: it is quantised in a way that cannot be loaded.
     """
     method = weights.quantization(config)
-    said = config.tied
-    # Where the configuration leaves it to its class, the tensors tell.
-    tied = not any(tensor.name.endswith(_HEAD) for tensor in found) if said is None else said
+    tied = is_tied(config, found)
     sorted_out = _sort(config, found, source, tied=tied, method=method)
     return _card(config, sorted_out, source, tied=tied, method=method)
+
+
+def is_tied(config: ModelConfig, found: Sequence[Tensor]) -> bool:
+    """Whether the head is the embedding. Where the configuration leaves it to its class, the tensors tell."""
+    said = config.tied
+    return not any(tensor.name.endswith(_HEAD) for tensor in found) if said is None else said
 
 
 def adapter_elements(folder: Path, layers: int) -> tuple[int, ...]:
@@ -229,20 +276,15 @@ class _Sorted(NamedTuple):
 
 def _sort(config: ModelConfig, found: Sequence[Tensor], source: str, *, tied: bool, method: str | None) -> _Sorted:
     """Say of every tensor where it belongs."""
-    layers, decoder = config.layers, _decoder_prefix(found, source)
-    place = re.compile(rf"{re.escape(decoder)}layers\.(\d{{1,9}})\.")
+    layers = config.layers
     stack: dict[int, list[tuple[str, Tensor]]] = {}
     embedding: list[Tensor] = []
     head: list[Tensor] = []
-    for tensor in found:
-        name = tensor.name
-        if layer := place.match(name):
-            # Some checkpoints append layers for multi-token prediction, which nobody loads.
-            if (index := int(layer[1])) < layers:
-                stack.setdefault(index, []).append((name[layer.end() :], tensor))
-        elif not (tied and name.endswith(_HEAD)):  # stored twice, but held once
-            is_embedding = name.startswith(decoder) and "embed" in name[len(decoder) :]
-            (embedding if is_embedding else head).append(tensor)
+    for tensor, where, name in placed(found, layers, source, tied=tied):
+        if where >= 0:
+            stack.setdefault(where, []).append((name, tensor))
+        else:
+            (embedding if where == EMBEDDING else head).append(tensor)
     absent = next((index for index in range(layers) if index not in stack), None)
     if absent is not None:
         raise WrongInputError(
@@ -256,6 +298,25 @@ def _sort(config: ModelConfig, found: Sequence[Tensor], source: str, *, tied: bo
         shapes = dict(architecture.layer(config, family, index)) if family is not None else {}
         made.append(weights.of_layer(stack[index], method, shapes))
     return _Sorted(made, embedding, head)
+
+
+def placed(found: Sequence[Tensor], layers: int, source: str, *, tied: bool) -> Iterator[tuple[Tensor, int, str]]:
+    """The tensors that are loaded, each with the layer that it belongs to, or EMBEDDING or HEAD, and its name there.
+
+    Raises:
+        WrongInputError: they are not those of a stack of layers.
+    """
+    decoder = _decoder_prefix(found, source)
+    place = re.compile(rf"{re.escape(decoder)}layers\.(\d{{1,9}})\.")
+    for tensor in found:
+        name = tensor.name
+        if layer := place.match(name):
+            # Some checkpoints append layers for multi-token prediction, which nobody loads.
+            if (index := int(layer[1])) < layers:
+                yield tensor, index, name[layer.end() :]
+        elif not (tied and name.endswith(_HEAD)):  # stored twice, but held once
+            is_embedding = name.startswith(decoder) and "embed" in name[len(decoder) :]
+            yield tensor, EMBEDDING if is_embedding else HEAD, name
 
 
 def _decoder_prefix(found: Sequence[Tensor], source: str) -> str:

@@ -64,7 +64,16 @@ def of_file(path: Path) -> list[Tensor]:
         if size < 8 or not 2 <= length <= min(size - 8, _HEADER_LIMIT):
             raise WrongInputError(f"{path}: is no safetensors file, or cut short ({size} bytes)", _BROKEN)
         raw = file.read(length)
-    room, tensors = size - 8 - length, []
+    return of_header(raw, size, str(path))
+
+
+def of_header(raw: bytes, size: int, where: str) -> list[Tensor]:
+    """The tensors of a safetensors file of `size` bytes, from its header.
+
+    Raises:
+        WrongInputError: the file `where` is cut short, or its header is damaged.
+    """
+    room, tensors = size - 8 - len(raw), []
     try:
         for name, entry in json.loads(raw).items():
             if name == "__metadata__":
@@ -75,9 +84,9 @@ def of_file(path: Path) -> list[Tensor]:
                 raise TypeError(name)  # noqa: TRY301 - told like the other ways to be damaged
             if not begin <= end <= room:
                 raise WrongInputError(
-                    f"{path}: cut short: tensor {name} ends at byte {8 + length + end} of {size}", _BROKEN
+                    f"{where}: cut short: tensor {name} ends at byte {8 + len(raw) + end} of {size}", _BROKEN
                 )
             tensors.append(Tensor(name, entry.get("dtype", ""), shape, end - begin))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        raise WrongInputError(f"{path}: its safetensors header is damaged", _BROKEN) from None
+        raise WrongInputError(f"{where}: its safetensors header is damaged", _BROKEN) from None
     return tensors

@@ -1,0 +1,123 @@
+"""What lies in a folder on a node: its files, config.json, and the headers of its safetensors. No tensor data is read.
+
+Sent to the nodes (see cluster.transport.shipped): standard library only, any Python from 3.8. `main` answers one order, one line of
+JSON on standard input, which names paths: for each what lies there, or null.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import sys
+import zlib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+MARK = "\x1e"
+INDEX, SINGLE, CONFIG = "model.safetensors.index.json", "model.safetensors", "config.json"
+_HEADER_LIMIT = 100_000_000  # bytes: the safetensors reference reader's
+_TEXT_LIMIT = 16 << 20
+
+
+class File(NamedTuple):
+    """A file's size in bytes, and when it was last changed, in ns."""
+
+    size: int
+    changed: int
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What `look` saw of a folder (or of a file, which is then called "."): see there."""
+
+    files: dict[str, File]
+    config: str | None = None
+    headers: dict[str, bytes] = field(default_factory=dict)
+    broken: str = ""
+
+    @classmethod
+    def of(cls, told: dict[str, Any]) -> Contents:
+        """From what `look` tells.
+
+        Raises:
+            LookupError, TypeError, ValueError: it makes no sense.
+        """
+        return cls(
+            {str(name): File(int(size), int(changed)) for name, (size, changed) in told["files"].items()},
+            None if told["config"] is None else str(told["config"]),
+            {str(name): zlib.decompress(base64.b64decode(packed)) for name, packed in told["headers"].items()},
+            str(told["broken"]),
+        )
+
+    @property
+    def is_file(self) -> bool:
+        """Whether it is one file and no folder."""
+        return "." in self.files
+
+
+def look(path: str) -> dict[str, Any] | None:
+    """What lies at a path; None: nothing that could be read.
+
+    Of a folder: `files`, for each its size in bytes and its time of change in ns; `config` as text; `headers` of the safetensors
+    that count, by file, deflated; `broken`, what is wrong with them. Of a file: `files` with the one name ".".
+    """
+    place = Path(path)
+    try:
+        if place.is_file():
+            seen = place.stat()
+            return {"files": {".": [seen.st_size, seen.st_mtime_ns]}, "headers": {}, "config": None, "broken": ""}
+        found = {entry.name: entry.stat() for entry in os.scandir(path) if entry.is_file()}
+    except (OSError, ValueError):  # ValueError: a null byte
+        return None
+    told: dict[str, Any] = {
+        "files": {name: [seen.st_size, seen.st_mtime_ns] for name, seen in sorted(found.items())},
+        "config": _text(place / CONFIG) if CONFIG in found else None,
+        "headers": {},
+        "broken": "",
+    }
+    try:
+        for name in _shards(place, found):
+            told["headers"][name] = base64.b64encode(zlib.compress(_header(place / name), 1)).decode()
+    except (OSError, ValueError) as error:
+        told["broken"] = str(error)
+    return told
+
+
+def _shards(place: Path, found: dict[str, os.stat_result]) -> list[str]:
+    if INDEX in found:
+        try:
+            names = sorted(set(json.loads(_text(place / INDEX) or "")["weight_map"].values()))
+        except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
+            raise ValueError(f"{place / INDEX}: is no safetensors index") from None
+        for name in names:
+            if not isinstance(name, str) or Path(name).name != name:
+                raise ValueError(f"{place / INDEX}: names {name!r}, which is no plain file name")
+            if name not in found:
+                raise ValueError(f"{place / INDEX}: names {name}, which is not there")
+        return names
+    return [SINGLE] if SINGLE in found else []
+
+
+def _header(path: Path) -> bytes:
+    with path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        length = int.from_bytes(file.read(8), "little")
+        if size < 8 or not 2 <= length <= min(size - 8, _HEADER_LIMIT):
+            raise ValueError(f"{path}: is no safetensors file, or cut short ({size} bytes)")
+        return file.read(length)
+
+
+def _text(path: Path) -> str | None:
+    try:
+        with path.open("rb") as file:
+            return file.read(_TEXT_LIMIT).decode("utf-8")
+    except (OSError, UnicodeDecodeError):
+        return None
+
+
+def main() -> None:
+    """Answer one order."""
+    paths = json.loads(sys.stdin.buffer.readline())
+    print(MARK + json.dumps([look(path) for path in paths]), flush=True)  # noqa: T201 - the answer
