@@ -11,13 +11,15 @@ import json
 import os
 import sys
 import zlib
+from collections.abc import Container
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 MARK = "\x1e"
 INDEX, SINGLE, CONFIG = "model.safetensors.index.json", "model.safetensors", "config.json"
-_HEADER_LIMIT = 100_000_000  # bytes: the safetensors reference reader's
+ADAPTER = "adapter_model.safetensors"
+HEADER_LIMIT = 100_000_000  # bytes: the safetensors reference reader's
 _TEXT_LIMIT = 16 << 20
 
 
@@ -32,6 +34,7 @@ class File(NamedTuple):
 class Contents:
     """What `look` saw of a folder (or of a file, which is then called "."): see there."""
 
+    path: str
     files: dict[str, File]
     config: str | None = None
     headers: dict[str, bytes] = field(default_factory=dict)
@@ -45,6 +48,7 @@ class Contents:
             LookupError, TypeError, ValueError: it makes no sense.
         """
         return cls(
+            str(told["path"]),
             {str(name): File(int(size), int(changed)) for name, (size, changed) in told["files"].items()},
             None if told["config"] is None else str(told["config"]),
             {str(name): zlib.decompress(base64.b64decode(packed)) for name, packed in told["headers"].items()},
@@ -60,51 +64,59 @@ class Contents:
 def look(path: str) -> dict[str, Any] | None:
     """What lies at a path; None: nothing that could be read.
 
-    Of a folder: `files`, for each its size in bytes and its time of change in ns; `config` as text; `headers` of the safetensors
-    that count, by file, deflated; `broken`, what is wrong with them. Of a file: `files` with the one name ".".
+    `path` is where that is, absolute. Of a folder: `files`, for each its size in bytes and its time of change in ns; `config` as
+    text; `headers` of the safetensors that count, by file, deflated; `broken`, what is wrong with them. Of a file: `files` with the
+    one name ".".
     """
-    place = Path(path)
     try:
+        place = Path(os.path.abspath(str(Path(path).expanduser())))  # noqa: PTH100 - a link stays what it is called
         if place.is_file():
             seen = place.stat()
-            return {"files": {".": [seen.st_size, seen.st_mtime_ns]}, "headers": {}, "config": None, "broken": ""}
-        found = {entry.name: entry.stat() for entry in os.scandir(path) if entry.is_file()}
-    except (OSError, ValueError):  # ValueError: a null byte
+            files = {".": [seen.st_size, seen.st_mtime_ns]}
+            return {"path": str(place), "files": files, "headers": {}, "config": None, "broken": ""}
+        found = {entry.name: entry.stat() for entry in os.scandir(str(place)) if entry.is_file()}
+    except (OSError, ValueError, RuntimeError):  # a null byte; nobody's home
         return None
     told: dict[str, Any] = {
+        "path": str(place),
         "files": {name: [seen.st_size, seen.st_mtime_ns] for name, seen in sorted(found.items())},
         "config": _text(place / CONFIG) if CONFIG in found else None,
         "headers": {},
         "broken": "",
     }
     try:
-        for name in _shards(place, found):
+        for name in shards_of(found, _text(place / INDEX), str(place)):
             told["headers"][name] = base64.b64encode(zlib.compress(_header(place / name), 1)).decode()
     except (OSError, ValueError) as error:
         told["broken"] = str(error)
     return told
 
 
-def _shards(place: Path, found: dict[str, os.stat_result]) -> list[str]:
-    if INDEX in found:
-        try:
-            names = sorted(set(json.loads(_text(place / INDEX) or "")["weight_map"].values()))
-        except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
-            raise ValueError(f"{place / INDEX}: is no safetensors index") from None
-        for name in names:
-            if not isinstance(name, str) or Path(name).name != name:
-                raise ValueError(f"{place / INDEX}: names {name!r}, which is no plain file name")
-            if name not in found:
-                raise ValueError(f"{place / INDEX}: names {name}, which is not there")
-        return names
-    return [SINGLE] if SINGLE in found else []
+def shards_of(names: Container[str], index: str | None, where: str) -> list[str]:
+    """The safetensors that make up a model, or an adapter, of a folder with these names.
+
+    Raises:
+        ValueError: the index is none, or names something that is not there.
+    """
+    if INDEX not in names:
+        return [name for name in (SINGLE, ADAPTER) if name in names][:1]
+    try:
+        shards = sorted(set(json.loads(index or "")["weight_map"].values()))
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
+        raise ValueError(f"{where}/{INDEX}: is no safetensors index") from None
+    for name in shards:
+        if not isinstance(name, str) or Path(name).name != name:
+            raise ValueError(f"{where}/{INDEX}: names {name!r}, which is no plain file name")
+        if name not in names:
+            raise ValueError(f"{where}/{INDEX}: names {name}, which is not there")
+    return shards
 
 
 def _header(path: Path) -> bytes:
     with path.open("rb") as file:
         size = os.fstat(file.fileno()).st_size
         length = int.from_bytes(file.read(8), "little")
-        if size < 8 or not 2 <= length <= min(size - 8, _HEADER_LIMIT):
+        if size < 8 or not 2 <= length <= min(size - 8, HEADER_LIMIT):
             raise ValueError(f"{path}: is no safetensors file, or cut short ({size} bytes)")
         return file.read(length)
 

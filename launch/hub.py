@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from cluster.errors import FailedError, SparkctlError, WrongInputError
@@ -27,21 +29,14 @@ def read(repository: str) -> ModelCard:
         WrongInputError: there is no such model, or its files are not those of one that can be run.
         FailedError: it is gated, or the hub cannot be reached.
     """
-    import httpx2  # what huggingface_hub speaks HTTP with, and whose errors it lets through
     from huggingface_hub import HfApi, get_session
-    from huggingface_hub.errors import (
-        HfHubHTTPError,
-        LocalEntryNotFoundError,
-        NotASafetensorsRepoError,
-        OfflineModeIsEnabled,
-        SafetensorsParsingError,
-    )
+    from huggingface_hub.errors import NotASafetensorsRepoError
     from huggingface_hub.utils.tqdm import disable_progress_bars
 
     disable_progress_bars()
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     api = HfApi(endpoint=os.environ.get("HF_ENDPOINT"))
-    try:
+    with told(repository, api.endpoint):
         # Asked once before: downloads try again for half a minute, and `base_model` may be no more than a misspelt folder.
         get_session().head(api.endpoint, timeout=5)
         path = Path(api.hf_hub_download(repository, "config.json"))
@@ -50,17 +45,6 @@ def read(repository: str) -> ModelCard:
             found = api.get_safetensors_metadata(repository)
         except NotASafetensorsRepoError:
             return model_card.of_config(config, repository)
-    except HfHubHTTPError as error:
-        raise _refused(repository, api.endpoint, error.response.status_code, type(error).__name__) from None
-    except (LocalEntryNotFoundError, OfflineModeIsEnabled, httpx2.HTTPError):
-        raise FailedError(
-            f"{repository}: no such model folder, and the hub cannot be reached ({api.endpoint})",
-            f"where it can: `hf download {repository} --local-dir FOLDER`; then give `base_model` that folder",
-        ) from None
-    except SafetensorsParsingError as error:
-        raise WrongInputError(
-            f"{repository}: its safetensors cannot be read ({str(error).splitlines()[0]})", "choose another model"
-        ) from None
     tensors = [
         Tensor(name, tensor.dtype, tuple(tensor.shape), tensor.data_offsets[1] - tensor.data_offsets[0])
         for file in found.files_metadata.values()
@@ -69,7 +53,39 @@ def read(repository: str) -> ModelCard:
     return model_card.of_tensors(config, tensors, repository)
 
 
-def _refused(repository: str, endpoint: str, status: int, kind: str) -> SparkctlError:
+@contextmanager
+def told(repository: str, endpoint: str) -> Iterator[None]:
+    """Tell what goes wrong with the hub in the words that a user reads.
+
+    Raises:
+        WrongInputError: there is no such model, or its files are not those of one that can be run.
+        FailedError: it is gated, or the hub cannot be reached.
+    """
+    import httpx2  # what huggingface_hub speaks HTTP with, and whose errors it lets through
+    from huggingface_hub.errors import (
+        HfHubHTTPError,
+        LocalEntryNotFoundError,
+        OfflineModeIsEnabled,
+        SafetensorsParsingError,
+    )
+
+    try:
+        yield
+    except HfHubHTTPError as error:
+        raise refused(repository, endpoint, error.response.status_code, type(error).__name__) from None
+    except (LocalEntryNotFoundError, OfflineModeIsEnabled, httpx2.HTTPError):
+        raise FailedError(
+            f"{repository}: no such model folder, and the hub cannot be reached ({endpoint})",
+            f"where it can: `hf download {repository} --local-dir FOLDER`; then give `base_model` that folder",
+        ) from None
+    except SafetensorsParsingError as error:
+        raise WrongInputError(
+            f"{repository}: its safetensors cannot be read ({str(error).splitlines()[0]})", "choose another model"
+        ) from None
+
+
+def refused(repository: str, endpoint: str, status: int, kind: str) -> SparkctlError:
+    """What an answer of the hub with an error's status means; `kind` is the name of huggingface_hub's exception."""
     if kind == "GatedRepoError":
         return FailedError(
             f"{repository}: the hub answers {status}: its licence has to be accepted first, by the account that asks",

@@ -6,8 +6,9 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
+from types import MappingProxyType
 from typing import Any
 
 from cluster.errors import WrongInputError
@@ -31,36 +32,35 @@ class Placement:
     manifest: Manifest
 
 
-def of_model(contents: Contents, source: str, cut: Cut) -> Placement:
+def of_model(contents: Contents, cut: Cut, checksums: Mapping[str, str] = MappingProxyType({})) -> Placement:
     """What a node needs of a model to load one stage.
 
     Tensors of other stages are left out: each shard is rewritten without them, by ranges of the source's bytes in their order.
 
     Args:
-        contents: what lies at `source`.
+        checksums: SHA-256 of files, where the source tells: what travels whole is verified by them.
 
     Raises:
         WrongInputError: it is not the folder of a model that is a stack of layers, or a file of it is damaged.
     """
     companions = _companions(contents)
-    shards = (
-        [whole(name, contents.files[name].size) for name in contents.headers]
-        if cut.whole
-        else _cut(contents, source, cut)
-    )
+    shards = [whole(name, contents.files[name].size) for name in contents.headers] if cut.whole else _cut(contents, cut)
     if INDEX in contents.files and cut.whole:
         companions.append(whole(INDEX, contents.files[INDEX].size))
-    return _named(PurePosixPath(source).name, str(cut), contents, (*companions, *shards))
+    targets = [
+        replace(target, sha256=checksums.get(target.path, "")) if not target.head else target
+        for target in (*companions, *shards)
+    ]
+    return _named(str(cut), contents, targets)
 
 
-def of_files(contents: Contents, source: str) -> Placement:
+def of_files(contents: Contents) -> Placement:
     """A small thing that travels whole: a dataset's file or folder, an adapter."""
-    name = PurePosixPath(source).name
     if contents.is_file:
-        targets = [whole(name, contents.files["."].size)]
+        targets = [whole(PurePosixPath(contents.path).name, contents.files["."].size)]
     else:
         targets = [whole(file, seen.size) for file, seen in contents.files.items() if not file.startswith(".")]
-    return _named(name, "", contents, targets)
+    return _named("", contents, targets)
 
 
 def same(one: Contents, other: Contents) -> bool:
@@ -74,10 +74,10 @@ def folder_name(name: str, what: str, identity: str) -> str:
     return f"{readable}-{identity[:16]}"
 
 
-def _named(name: str, what: str, contents: Contents, targets: Sequence[Target]) -> Placement:
+def _named(what: str, contents: Contents, targets: Sequence[Target]) -> Placement:
     manifest = Manifest(tuple(targets))
     identity = hashlib.blake2b(f"{_identity(contents, times=True)} {manifest.digest()}".encode(), digest_size=8)
-    return Placement(folder_name(name, what, identity.hexdigest()), manifest)
+    return Placement(folder_name(PurePosixPath(contents.path).name, what, identity.hexdigest()), manifest)
 
 
 def _identity(contents: Contents, *, times: bool) -> str:
@@ -100,7 +100,8 @@ def _companions(contents: Contents) -> list[Target]:
     ]
 
 
-def _cut(contents: Contents, source: str, cut: Cut) -> list[Target]:
+def _cut(contents: Contents, cut: Cut) -> list[Target]:
+    source = contents.path
     config = model_card.config_of(contents, source)
     found = model_card.tensors_of(contents, source)
     tied = model_card.is_tied(config, found)

@@ -29,8 +29,8 @@ VERBS = {
     "recipes": ("sparkctl.recipes", "The ready recipes; their JSON Schema for editors."),
     "demo": ("sparkctl.demo", "Rehearse all of it in four minutes: train, fine-tune and ask, on two local ranks."),
 }
-# What agents and torchrun call; not for people.
-HIDDEN = {"agent": "sparkctl.inner", "worker": "sparkctl.inner"}
+# What agents, torchrun and the command line on another machine call; not for people.
+HIDDEN = {"agent": "sparkctl.inner", "worker": "sparkctl.inner", "fetch": "sparkctl.inner"}
 
 
 class Verbs(click.Group):

@@ -28,3 +28,11 @@ def worker(folder: str) -> NoReturn:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)  # all is written; to take torch apart object by object would take another second
+
+
+@click.command(hidden=True)
+def fetch() -> int:
+    """Fetch from the hub what the orders on standard input say."""
+    from launch import fetch as fetching
+
+    return fetching.main()

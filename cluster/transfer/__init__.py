@@ -83,7 +83,7 @@ def over_link(source: End, root: str, target: End, final: str, manifest: Manifes
                 "`sparkctl up` sets its addresses; `sparkctl doctor` looks at the link",
             )
         told = taking.ask("fill", final=final, manifest=manifest.to_json(), flows=flows, token=token, streams=STREAMS)
-        told = _followed(taking, told, watch, "over the link", (giving,))
+        told = followed(taking, told, watch, "over the link", (giving,))
         if told["state"] == "done":
             return
         if told["kind"] != "lost" or told.get("done", 0):
@@ -104,7 +104,7 @@ def from_here(root: str, target: Transport, final: str, manifest: Manifest, watc
             port = target.forward(int(told["port"]))
             for _ in range(2):
                 threading.Thread(target=_serve, args=(shelf, port, bytes.fromhex(token)), daemon=True).start()
-        told = _followed(taking, told, watch, "from this machine", ())
+        told = followed(taking, told, watch, "from this machine", ())
     if told["state"] != "done":
         raise failure(target.name, final, told)
 
@@ -117,7 +117,7 @@ def within(root: str, target: Transport, final: str, manifest: Manifest, watch: 
     """
     with Helper(target) as taking:
         told = taking.ask("fill_from_here", final=final, manifest=manifest.to_json(), root=root)
-        told = _followed(taking, told, watch, "on its disk", ())
+        told = followed(taking, told, watch, "on its disk", ())
     if told["state"] != "done":
         raise failure(target.name, final, told)
 
@@ -137,7 +137,7 @@ def _by_rsync(
     place = PurePosixPath(final)
     cut = PurePosixPath(source.transport.home().sparkctl) / "halves" / f".{place.name}.outgoing"
     told = giving.ask("fill_from_here", final=str(cut), manifest=manifest.to_json(), root=root)
-    told = _followed(giving, told, watch, "cut out for rsync", (taking,))
+    told = followed(giving, told, watch, "cut out for rsync", (taking,))
     if told["state"] != "done":
         raise failure(source.transport.name, str(cut), told)
     taking.ask("remove", folder=str(place.with_name(f".{place.name}.part")))  # it holds nothing but the room
@@ -158,8 +158,8 @@ def _by_rsync(
     watch(Progress(target.transport.name, manifest.size, manifest.size, "rsync over SSH"))
 
 
-def _followed(helper: Helper, told: dict[str, Any], watch: Watch, how: str, others: Sequence[Helper]) -> dict[str, Any]:
-    """Watch a transfer to its end."""
+def followed(helper: Helper, told: dict[str, Any], watch: Watch, how: str, others: Sequence[Helper]) -> dict[str, Any]:
+    """Watch a transfer to its end; returns how it ended, as `Copier.progress` tells it."""
     while True:
         if "total" in told:
             watch(Progress(helper.node, int(told["done"]), int(told["total"]), how))
@@ -195,10 +195,11 @@ def failure(node: str, final: str, told: dict[str, Any]) -> SparkctlError:
 class Helper:
     """The copier on one node, for as long as the block runs."""
 
-    def __init__(self, transport: Transport) -> None:
+    def __init__(self, transport: Transport, argv: Sequence[str] | None = None) -> None:
+        """`argv` starts another program that answers the same way; else it is the copier, which is sent along."""
         self.node = transport.name
-        self._session = transport.session(shipped.argv(transport.python))
-        self._first = shipped.modules(MODULES)
+        self._session = transport.session(argv or shipped.argv(transport.python))
+        self._first = b"" if argv else shipped.modules(MODULES)
 
     def ask(self, order: str, *, within: float = _ANSWER_SECONDS, **arguments: object) -> Any:
         """Have an order carried out.

@@ -22,7 +22,7 @@ from typing import Any
 
 from cluster.stream import SHAKE_SECONDS, StrangerError, admit, answering, connect, reason
 from cluster.transfer.manifest import Manifest
-from cluster.transfer.pulling import Connection, Here, Pull, SourceError, why
+from cluster.transfer.pulling import Connection, Here, Pull, SourceError, Way, why
 from cluster.transfer.shelf import Shelf
 from cluster.transfer.staging import BusyError, DamagedError, NoRoomError, Staging
 
@@ -108,12 +108,12 @@ class Copier:
             opens = [partial(connect, token=key, **flow) for flow in flows]
             return [Connection(opens[at % len(opens)]) for at in range(streams)]
 
-        return self._begin(final, manifest, ways)
+        return self.begin(final, manifest, ways)
 
     def fill_from_here(self, final: str, manifest: list[Any], root: str) -> dict[str, Any]:
         """Fill `final` from another folder of this node."""
         shelf = Shelf(root)
-        return self._begin(final, manifest, lambda: [Here(shelf), Here(shelf)])
+        return self.begin(final, manifest, lambda: [Here(shelf), Here(shelf)])
 
     def fill_from_caller(self, final: str, manifest: list[Any], token: str, streams: int) -> dict[str, Any]:
         """Fill `final` from a source that connects to this node's loopback, through the SSH connection: `port` says where."""
@@ -125,7 +125,7 @@ class Copier:
             except Empty:
                 raise ConnectionError(0, "the source does not come") from None
 
-        told = self._begin(final, manifest, lambda: [Connection(next_one) for _ in range(streams)])
+        told = self.begin(final, manifest, lambda: [Connection(next_one) for _ in range(streams)])
         if told["state"] == "running":
             told["port"] = self._listen("127.0.0.1", token, coming.put)["port"]
         return told
@@ -163,18 +163,12 @@ class Copier:
         """Remove a folder that a transfer has made."""
         shutil.rmtree(folder, ignore_errors=True)
 
-    def progress(self) -> dict[str, Any]:
-        """How far the filling is. `state`: running, done or failed, then with `kind` and `error`."""
-        pull = self._pull
-        assert pull is not None
-        told = {"done": pull.done, "total": pull.total}
-        if pull.running:
-            return {"state": "running", **told}
-        if pull.error is None:
-            return {"state": "done", **told}
-        return {"state": "failed", "kind": _kind(pull.error), "error": why(pull.error), **told}
+    def begin(self, final: str, manifest: list[Any], ways: Callable[[], Sequence[Way]]) -> dict[str, Any]:
+        """Fill `final` by `ways`, which are made if anything is missing; what `progress` would tell.
 
-    def _begin(self, final: str, manifest: list[Any], ways: Callable[[], Sequence[Any]]) -> dict[str, Any]:
+        Raises:
+            ValueError: the manifest is none.
+        """
         staging = Staging(final, Manifest.from_json(manifest))
         total = staging.manifest.moved
         if staging.complete:
@@ -194,6 +188,17 @@ class Copier:
         self._pull = pull = Pull(staging)
         threading.Thread(target=pull.run, args=(ways(),), daemon=True).start()
         return {"state": "running", "done": pull.done, "total": total}
+
+    def progress(self) -> dict[str, Any]:
+        """How far the filling is. `state`: running, done or failed, then with `kind` and `error`."""
+        pull = self._pull
+        assert pull is not None
+        told = {"done": pull.done, "total": pull.total}
+        if pull.running:
+            return {"state": "running", **told}
+        if pull.error is None:
+            return {"state": "done", **told}
+        return {"state": "failed", "kind": _kind(pull.error), "error": why(pull.error), **told}
 
     def _listen(self, address: str, token: str, welcome: Callable[[socket.socket], None]) -> dict[str, Any]:
         try:

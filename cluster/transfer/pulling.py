@@ -42,7 +42,8 @@ class Way(Protocol):
         Args:
             take: the next chunk; None: there is none now. With True it waits for those that others may give back, and None is
                 the end.
-            arrived: told of each part of a chunk as it is written (bytes), and at the end of a chunk with -1.
+            arrived: told of each part of a chunk as it is written (bytes), less than 0 what is taken back, and with 0 that it is
+                whole and noted.
 
         Raises:
             SourceError: see there.
@@ -102,7 +103,7 @@ class Connection:
         if total.digest() != exactly(connection, DIGEST):
             raise ConnectionError(0, f"{chunk.source}: arrived damaged")
         staging.note(chunk, total.digest())
-        arrived(chunk, -1)
+        arrived(chunk, 0)
 
 
 class Here:
@@ -129,7 +130,7 @@ class Here:
                 total.update(part)
                 arrived(chunk, len(part))
             staging.note(chunk, total.digest())
-            arrived(chunk, -1)
+            arrived(chunk, 0)
 
 
 class Pull:
@@ -220,7 +221,7 @@ class Pull:
 
     def _arrived(self, chunk: Chunk, size: int) -> None:
         with self._changed:
-            if size < 0:
+            if size == 0:
                 self._partly.pop(chunk.number, None)
                 self._left.pop(chunk.number, None)
                 if not self._left:

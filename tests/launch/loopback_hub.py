@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 import threading
 from collections.abc import Iterator
@@ -21,12 +22,16 @@ class Hub:
     models: dict[str, Path] = field(default_factory=dict)
     gated: dict[str, int] = field(default_factory=dict)
     asked: list[tuple[str, str, str]] = field(default_factory=list)  # method, path, range
+    tokens: list[tuple[str, str]] = field(default_factory=list)  # path, what stood in Authorization
     sent: int = 0  # bytes of bodies
+    sends_on: bool = False  # large files are had elsewhere, as on the real one: /elsewhere/...
+    breaks_off: int = 0  # so many answers end in their middle
+    private: str = ""  # the token that it takes to read anything
     endpoint: str = ""
 
 
 @contextmanager
-def serving(hub: Hub) -> Iterator[Hub]:
+def serving(hub: Hub, address: str = "127.0.0.1") -> Iterator[Hub]:
     """Serve while the block runs."""
 
     class Handler(BaseHTTPRequestHandler):
@@ -36,15 +41,23 @@ def serving(hub: Hub) -> Iterator[Hub]:
             self._answer(body=False)
 
         def do_GET(self) -> None:
-            self._answer(body=True)
+            if listed := re.fullmatch(r"/api/models/([^/]+/[^/]+)\?blobs=(?:true|1)", self.path, re.IGNORECASE):
+                hub.tokens.append((self.path, self.headers.get("authorization", "")))
+                self._list(listed[1])
+            else:
+                self._answer(body=True)
 
         def log_message(self, *_: object) -> None:
             """Nothing."""
 
         def _answer(self, *, body: bool) -> None:
             hub.asked.append((self.command, self.path, self.headers.get("range", "")))
-            found = re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/([^/]+)", self.path)
+            hub.tokens.append((self.path, self.headers.get("authorization", "")))
+            found = re.fullmatch(r"(?:/elsewhere)?/([^/]+/[^/]+)/resolve/([^/]+)/([^/]+)", self.path)
             repository = found[1] if found else ""
+            elsewhere = self.path.startswith("/elsewhere/")
+            if hub.private and not elsewhere and self.headers.get("authorization") != f"Bearer {hub.private}":
+                return self._refuse(401, "RepoNotFound")
             if repository in hub.gated:
                 return self._refuse(hub.gated[repository], "GatedRepo")
             if found is None or repository not in hub.models:
@@ -52,6 +65,12 @@ def serving(hub: Hub) -> Iterator[Hub]:
             path = hub.models[repository] / found[3]
             if not path.is_file():
                 return self._refuse(404, "EntryNotFound")
+            if hub.sends_on and not elsewhere and path.suffix == ".safetensors":
+                self.send_response(302)
+                self.send_header("Location", f"{hub.endpoint.replace('127.0.0.1', 'localhost')}/elsewhere{self.path}")
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+                return None
             data, status = path.read_bytes(), 200
             size = len(data)
             if part := re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("range", "")):
@@ -65,8 +84,35 @@ def serving(hub: Hub) -> Iterator[Hub]:
                 self.send_header("Content-Range", f"bytes {part[1]}-{int(part[1]) + len(data) - 1}/{size}")
             self.end_headers()
             if body:
+                if hub.breaks_off and len(data) > 1 << 16:
+                    hub.breaks_off -= 1
+                    data, self.close_connection = data[: len(data) // 2], True
                 hub.sent += len(data)
                 self.wfile.write(data)
+            return None
+
+        def _list(self, repository: str) -> None:
+            if repository in hub.gated:
+                return self._refuse(hub.gated[repository], "GatedRepo")
+            if repository not in hub.models:
+                return self._refuse(401, "RepoNotFound")
+            siblings = []
+            for path in sorted(hub.models[repository].iterdir()):
+                data = path.read_bytes()
+                entry = {
+                    "rfilename": path.name,
+                    "size": len(data),
+                    "blobId": hashlib.sha1(data, usedforsecurity=False).hexdigest(),
+                }
+                if path.suffix == ".safetensors":
+                    entry["lfs"] = {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data), "pointerSize": 134}
+                siblings.append(entry)
+            body = json.dumps({"id": repository, "sha": COMMIT, "siblings": siblings}).encode()
+            self.send_response(200)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
             return None
 
         def _refuse(self, status: int, code: str) -> None:
@@ -75,11 +121,11 @@ def serving(hub: Hub) -> Iterator[Hub]:
             self.send_header("Content-Length", "0")
             self.end_headers()
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server = ThreadingHTTPServer((address, 0), Handler)
     server.daemon_threads = True
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
-    hub.endpoint = f"http://127.0.0.1:{server.server_address[1]}"
+    hub.endpoint = f"http://{address}:{server.server_address[1]}"
     try:
         yield hub
     finally:

@@ -54,7 +54,7 @@ def load(folder: Path, cut: Cut) -> Stage:
 @pytest.mark.parametrize("cut", CUTS, ids=str)
 def test_a_stage_loads_the_same_from_its_half(model: Path, cut: Cut, tmp_path: Path) -> None:
     before = digest(model)
-    half = lay(placement.of_model(look(model), str(model), cut), model, tmp_path)
+    half = lay(placement.of_model(look(model), cut), model, tmp_path)
     assert digest(model) == before
     there, here = load(model, cut).model.state_dict(), load(half, cut).model.state_dict()
     assert there.keys() == here.keys()
@@ -64,7 +64,7 @@ def test_a_stage_loads_the_same_from_its_half(model: Path, cut: Cut, tmp_path: P
 
 
 def test_two_halves_are_the_whole_and_little_more(model: Path, tmp_path: Path) -> None:
-    halves = [lay(placement.of_model(look(model), str(model), cut), model, tmp_path) for cut in CUTS]
+    halves = [lay(placement.of_model(look(model), cut), model, tmp_path) for cut in CUTS]
     found = [names(half) for half in halves]
     everything = names(model)
     assert found[0] | found[1] == everything
@@ -80,7 +80,7 @@ def test_two_halves_are_the_whole_and_little_more(model: Path, tmp_path: Path) -
 def test_several_files_become_those_that_hold_something_with_an_index_of_their_own(tmp_path: Path) -> None:
     source = sharded(tmp_path)
     for cut in CUTS:
-        placed = placement.of_model(look(source), str(source), cut)
+        placed = placement.of_model(look(source), cut)
         half = lay(placed, source, tmp_path / "home")
         index = json.loads((half / "model.safetensors.index.json").read_text())
         files = {path.name for path in half.glob("*.safetensors")}
@@ -101,7 +101,7 @@ def test_a_whole_model_stays_as_it_is(tmp_path: Path) -> None:
     source = sharded(tmp_path)
     (source / "pytorch_model.bin").write_bytes(b"pickled")
     (source / "modeling_own.py").write_text("print('code of its own')")
-    made = lay(placement.of_model(look(source), str(source), whole(LAYERS)), source, tmp_path / "home")
+    made = lay(placement.of_model(look(source), whole(LAYERS)), source, tmp_path / "home")
     kept = {path.name for path in made.iterdir()}
     assert kept == {path.name for path in source.iterdir()} - {"pytorch_model.bin", "modeling_own.py"}
     assert all((made / name).read_bytes() == (source / name).read_bytes() for name in kept)
@@ -120,12 +120,12 @@ def sharded(tmp_path: Path) -> Path:
 
 def test_another_model_another_cut_and_another_time_have_other_folders(tmp_path: Path) -> None:
     one, two = models.make(tmp_path / "a" / "model"), models.make(tmp_path / "b" / "model", vocab_size=300)
-    made = {placement.of_model(look(one), str(one), cut).name for cut in (*CUTS, whole(LAYERS))}
-    made.add(placement.of_model(look(two), str(two), CUTS[0]).name)
+    made = {placement.of_model(look(one), cut).name for cut in (*CUTS, whole(LAYERS))}
+    made.add(placement.of_model(look(two), CUTS[0]).name)
     assert len(made) == 4
-    assert placement.of_model(look(one), str(one), CUTS[0]).name in made
+    assert placement.of_model(look(one), CUTS[0]).name in made
     (one / "model.safetensors").touch()  # written again, by a fine-tune say, with other numbers in the same shapes
-    assert placement.of_model(look(one), str(one), CUTS[0]).name not in made
+    assert placement.of_model(look(one), CUTS[0]).name not in made
     assert all(name.startswith("model-") and "/" not in name for name in made)
 
 
@@ -142,26 +142,26 @@ def test_what_is_wrong_with_a_folder_is_told(tmp_path: Path) -> None:
     data = victim.read_bytes()
     victim.write_bytes(data[:-10])
     with pytest.raises(WrongInputError, match="cut short"):
-        placement.of_model(look(source), str(source), CUTS[0])
+        placement.of_model(look(source), CUTS[0])
     victim.unlink()
     assert f"names {victim.name}, which is not there" in look(source).broken
     assert contents.look(str(tmp_path / "absent")) is None
     assert contents.look("a\0b") is None
     (source / "config.json").unlink()
     with pytest.raises(WrongInputError, match=r"no config\.json in it"):
-        placement.of_model(look(source), str(source), CUTS[0])
+        placement.of_model(look(source), CUTS[0])
 
 
 def test_a_dataset_and_an_adapter_travel_whole(tmp_path: Path) -> None:
     (tmp_path / "pairs.jsonl").write_text('{"question": "?", "answer": "!"}\n')
-    placed = placement.of_files(look(tmp_path / "pairs.jsonl"), str(tmp_path / "pairs.jsonl"))
+    placed = placement.of_files(look(tmp_path / "pairs.jsonl"))
     made = lay(placed, tmp_path, tmp_path / "home")
     assert (made / "pairs.jsonl").read_bytes() == (tmp_path / "pairs.jsonl").read_bytes()
     adapter = tmp_path / "adapter"
     adapter.mkdir()
     (adapter / "adapter_config.json").write_text("{}")
     (adapter / "adapter_model.safetensors").write_bytes(b"12345678")
-    made = lay(placement.of_files(look(adapter), str(adapter)), adapter, tmp_path / "home")
+    made = lay(placement.of_files(look(adapter)), adapter, tmp_path / "home")
     assert {path.name for path in made.iterdir()} == {"adapter_config.json", "adapter_model.safetensors"}
 
 
