@@ -92,7 +92,7 @@ ENTRIES = (
     Entry(2, "3 GB/s by NCCL though RDMA is fine: a development branch, or a power cycle is due", ("collective",)),
     Entry(3, "half the bandwidth: one twin in NCCL_IB_HCA", ("hca", "bandwidth", "collective")),
     Entry(4, "out of memory, the box freezes", ("swap", "earlyoom", "sshd", "kernel log")),
-    Entry(5, "free memory less than desired: a warm page cache", ("logs",)),
+    Entry(5, "free memory less than desired: a warm page cache", ("page cache", "logs")),
     Entry(6, "the GID of an address has moved", ("gid", "logs")),
     Entry(7, "both twins on one subnet", ("subnet",)),
     Entry(8, "addresses vanish after a reboot", ("address",)),

@@ -18,6 +18,7 @@ GIB = 1 << 30
 MOST_KEPT_FREE = 5  # % of memory: at earlyoom's default of 10, a program with 110 GiB of a Spark's 121.7 is killed
 LEAST_SWAP_FREE = 50  # %: at earlyoom's default of 10, the box has long been thrashing
 PROTECTED = -500  # the OOM score adjustment that keeps sshd alive; Ubuntu's unit has -1000
+MOST_CACHED = 0.25  # of all memory: more, and "free memory on device is less than desired" is what one reads
 LEAST_LOCKED = GIB  # bytes that RDMA pins at least
 BROKEN_CMA = "7.0.0-1019"  # the kernel on which ibv_reg_mr fails with ENOMEM
 
@@ -113,6 +114,19 @@ def _memory(facts: Facts) -> Iterator[Finding]:
         yield Finding("memory", Level.OK, facts.node, said)
 
 
+def _page_cache(facts: Facts) -> Iterator[Finding]:
+    memory = facts.memory
+    if isinstance(memory, Unknown) or memory.free is None:
+        yield Finding("page cache", Level.UNKNOWN, facts.node, "how much memory the page cache has is not known")
+        return
+    said = f"the page cache has {memory.cached / GIB:.1f} GiB"
+    if facts.has_cuda and memory.cached > MOST_CACHED * memory.total:
+        evidence = f"{said}: programs that ask CUDA, as vLLM does, see only {memory.free / GIB:.1f} GiB free"
+        yield Finding("page cache", Level.WARN, facts.node, evidence, f"on {facts.node}: {DROP_CACHES}")
+    else:
+        yield Finding("page cache", Level.OK, facts.node, said)
+
+
 def _cma(facts: Facts) -> Iterator[Finding]:
     memory, kernel = facts.memory, known(facts.kernel, None)
     if isinstance(memory, Unknown) or kernel is None:
@@ -142,6 +156,7 @@ def _memlock(facts: Facts) -> Iterator[Finding]:
 
 CHECKS = (
     of_each("memory", _memory),
+    of_each("page cache", _page_cache),
     of_each("swap", _swap),
     of_each("earlyoom", _earlyoom),
     of_each("sshd", _sshd),

@@ -151,7 +151,10 @@ def gpu_processes(text: str) -> tuple[GpuProcess, ...]:
 
 @dataclass(frozen=True)
 class Memory:
-    """/proc/meminfo, in bytes; `huge_*` of the huge pages, `cma` of the contiguous memory allocator (None: no such line)."""
+    """/proc/meminfo, in bytes; `huge_*` of the huge pages, `cma` of the contiguous memory allocator (None: no such line).
+
+    `free` is used for nothing at all, not even for the page cache.
+    """
 
     total: int
     available: int
@@ -160,6 +163,12 @@ class Memory:
     huge_total: int
     huge_free: int
     cma: int | None
+    free: int | None = None
+
+    @property
+    def cached(self) -> int:
+        """What the kernel keeps of files and would give up: programs that ask CUDA what is free do not see it."""
+        return max(0, self.available - self.free) if self.free is not None else 0
 
     @property
     def allocatable(self) -> int:
@@ -185,6 +194,7 @@ def memory(text: str) -> Memory | None:
         huge_total=found.get("HugePages_Total", 0) * page,
         huge_free=found.get("HugePages_Free", 0) * page,
         cma=found.get("CmaTotal"),
+        free=found.get("MemFree"),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
 import sys
 import time
@@ -19,6 +20,8 @@ from cluster.survey import Unfinished
 from cluster.transaction import Outcome
 from cluster.transport.hostkeys import ChangedHostKeyError, UnknownHostKeyError
 from cluster.transport.sudo import Sudo, SudoError
+from cluster.wishes import INSTALLED
+from tests import wheels
 from tests.lab import Host, Lab, eventually
 
 pytestmark = pytest.mark.timeout(300)
@@ -35,6 +38,7 @@ ip -o link | sed 's/ qlen.*//; s/@if[0-9]*:/:/'
 ip -4 -o addr
 ip -4 route | sed 's/ metric [0-9]*//'  # NetworkManager counts its activations in them
 """
+OURS = ("click", "pydantic", "pydantic-core", "annotated-types", "typing-extensions", "typing-inspection", "pyyaml")
 KEPT_FOR = 60.0  # seconds: NetworkManager took addresses that it did not know of away within 54
 
 
@@ -45,8 +49,22 @@ def _possible() -> None:
 
 
 @pytest.fixture(scope="module")
-def lab() -> Iterator[Lab]:
-    with Lab(bind=[sys.prefix]) as lab:
+def wheelhouse(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What a rank needs, as wheels: hollow but for what our own code imports as it is verified."""
+    folder = tmp_path_factory.mktemp("wheelhouse")
+    folder.chmod(0o755)
+    for name in OURS:
+        wheels.pack(folder, name)
+    for name in set(INSTALLED) - set(OURS):
+        wheels.hollow(folder, name)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def lab(wheelhouse: Path) -> Iterator[Lab]:
+    with Lab(
+        bind=[sys.prefix, wheelhouse], disk=24 << 30
+    ) as lab:  # of the disk's bytes none is taken before it is used
         yield settled(lab)
 
 
@@ -118,11 +136,15 @@ class Pair:
         path.write_text(self.lab.inventory().replace("identity_file", python))
         return inventory.load(path)
 
-    def up(self, answers: Answers | None = None, *, sudo: Sudo | None = None) -> Paired | None:
+    def up(
+        self, answers: Answers | None = None, *, sudo: Sudo | None = None, wheelhouse: str | None = None
+    ) -> Paired | None:
         mine = self.inventory()
         transports = [transport.to(node) for node in mine.nodes]
         try:
-            return pairing.up(mine, transports, answers or Answers(), sudo=sudo or Sudo(), seconds=None)
+            return pairing.up(
+                mine, transports, answers or Answers(), sudo=sudo or Sudo(), wheelhouse=wheelhouse, seconds=None
+            )
         finally:
             for one in transports:
                 one.close()
@@ -368,6 +390,36 @@ def test_an_interpreter_that_cannot_run_a_job_is_refused_before_anything_is_done
         pair.up()
     assert "take `python` out of the inventory" in told.value.fix
     pair.assert_still(before)
+
+
+def test_the_ranks_environment_is_installed_from_a_folder_of_wheels(pair: Pair, wheelhouse: Path) -> None:
+    pair.python = None  # so `up` makes the environment
+    before = pair.digests()
+    for host in pair.lab.hosts:  # the interpreter that the wheels were made for
+        same = f'#!/bin/sh\nexec {sys.base_prefix}/bin/python3.{sys.version_info.minor} "$@"\n'
+        host.write("/usr/local/bin/python3", same, user="root", mode=0o755)
+    try:
+        with pytest.raises(FailedError, match="/srv: holds no wheel of torch, transformers, ") as told:
+            pair.up(wheelhouse="/srv")
+        assert "what this run had changed is undone" in told.value.fix
+        pair.assert_still(before)
+        assert pair.head.run(["ls", ".sparkctl"], check=False).stdout.split() in ([], ["journal"])
+
+        paired = pair.up(wheelhouse=str(wheelhouse))
+        assert paired is not None
+        for host, node in zip(pair.lab.hosts, paired.record.nodes, strict=True):
+            assert node.python == f"{host.home}/.sparkctl/venv/bin/python"
+            shown = host.run([node.python, "-c", "import click, pydantic, yaml; print(pydantic.VERSION)"]).stdout
+            assert shown.strip() == importlib.metadata.version("pydantic")
+            assert host.run(["test", "-e", ".cache"], check=False).returncode
+        again = pair.up()
+        assert again is not None
+        assert not again.changed
+        assert all(outcome.complete for outcome in pair.down(purge=True))
+        pair.assert_still(before)
+    finally:
+        for host in pair.lab.hosts:
+            host.run(["rm", "-f", "/usr/local/bin/python3"], "root")
 
 
 def test_garbage_in_place_of_facts_is_cut_off(pair: Pair) -> None:

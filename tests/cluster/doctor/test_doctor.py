@@ -156,6 +156,12 @@ def without_cma() -> dict[str, Any]:
     return {"head": box(0, changes=changes), "peer": box(1, changes=changes)}
 
 
+def warm_cache() -> str:
+    free, available = 30 << 20, 110 << 20  # kB
+    text = re.sub(r"MemFree: +\d+", f"MemFree: {free}", MEMINFO)
+    return re.sub(r"MemAvailable: +\d+", f"MemAvailable: {available}", text)
+
+
 def newer_driver() -> dict[str, Any]:
     return on_peer(gpu=text("nvidia-smi.csv").replace("580.126.09", "580.159.03"), nvidia_module="580.159.03\n")
 
@@ -187,6 +193,7 @@ BREAKS = [
     Broken(4, "earlyoom", WARN, "less than 12 GiB", on_head(earlyoom='EARLYOOM_ARGS="-r 3600"\n')),
     Broken(4, "sshd", WARN, "OOMScoreAdjust=0", on_head(units=UNITS.replace("-1000", "0"))),
     Broken(4, "kernel log", WARN, "process 4711", on_head(dmesg="Out of memory: Killed process 4711 (python)")),
+    Broken(5, "page cache", WARN, r"has 80\.0 GiB.*see only 30\.0 GiB free", on_head(meminfo=warm_cache())),
     Broken(5, "logs", WARN, "page cache", says(VLLM)),
     Broken(6, "gid", FAIL, rf"{HCAS[1]} has no RoCE v2 GID for 192\.168\.101\.11", drop_gid(1)),
     Broken(6, "gid", FAIL, "NCCL_IB_GID_INDEX=3", env(NCCL_IB_GID_INDEX="3")),
