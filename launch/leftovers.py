@@ -79,8 +79,8 @@ class Leftover:
 def leftovers(stocks: Sequence[Stock], *, results: bool = False) -> tuple[Leftover, ...]:
     """What nothing refers to. Pure.
 
-    A job goes when it has ended on every node and left a result on none; with `results`, whenever it has ended. What a job that stays
-    names stays too: halves, and jobs whose adapter it serves.
+    A job goes when it has ended on every node and left a result on none; with `results`, whenever it has ended. What a job that
+    stays names stays too: halves, and jobs whose adapter it serves.
     """
     names = {job.name for stock in stocks for job in stock.jobs}
     going = {name for name in names if _may_go(name, stocks, results=results)}

@@ -20,7 +20,9 @@ MARK = "\x1e"
 ROOMS = ("jobs", "halves", "code")
 ENDED = ("succeeded", "failed", "stopped")
 _RESULTS = ("adapter", "model", "checkpoints")
-_STILL = 3600.0  # seconds: a job without an agent, or a copy that nobody continues, is not in its first moments any more
+_STILL = (
+    3600.0  # seconds: a job without an agent, or a copy that nobody continues, is not in its first moments any more
+)
 
 
 def look(home: str) -> dict[str, Any]:
@@ -127,5 +129,5 @@ def _is_locked(path: Path) -> bool:
 def main() -> None:
     """Answer one order."""
     order, *arguments = json.loads(sys.stdin.buffer.readline())
-    answer = {"look": look, "remove": remove}[order](*arguments)
+    answer: Any = look(*arguments) if order == "look" else remove(*arguments)
     print(MARK + json.dumps(answer), flush=True)  # noqa: T201 - the answer

@@ -42,7 +42,9 @@ def clean(options: Options, yes: bool, results: bool) -> int:
         for node in nodes:
             node.close()
     if options.json:
-        click.echo(json.dumps({"found": [asdict(one) for one in found], "removed": [one.path for one in gone]}, indent=1))
+        click.echo(
+            json.dumps({"found": [asdict(one) for one in found], "removed": [one.path for one in gone]}, indent=1)
+        )
     elif agreed:
         _tell(options, found, gone)
     return 1 if agreed and len(gone) < len(found) else 0

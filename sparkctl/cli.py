@@ -27,6 +27,7 @@ VERBS = {
     "bench": ("sparkctl.bench", "Measure the link."),
     "dataset": ("sparkctl.dataset", "Question-and-answer pairs from any Python package or source folder."),
     "recipes": ("sparkctl.recipes", "The ready recipes; their JSON Schema for editors."),
+    "clean": ("sparkctl.clean", "List and remove what lies on the nodes and nothing refers to."),
     "demo": ("sparkctl.demo", "Rehearse all of it in four minutes: train, fine-tune and ask, on two local ranks."),
 }
 # What agents, torchrun and the command line on another machine call; not for people.
