@@ -183,7 +183,9 @@ def _agent(site: Site, code: Code) -> tuple[Change, ...]:
 def unit(*, python: str, code: str, home: str) -> str:
     """The agent's unit; its instance is the job's id. All three are absolute paths on the node.
 
-    An agent takes its ranks with it: the whole control group ends, those included that ignore SIGTERM.
+    An agent takes its ranks with it: when it has ended, so does the rest of the control group, those included that ignore SIGTERM.
+    The signal itself goes to the agent alone, which first tells the other node. An agent that was killed comes back; one that has
+    ended by itself has said why.
     """
     variables = " ".join(f'"{_escaped(one)}"' for one in (f"PYTHONPATH={code}", f"SPARKCTL_HOME={home}"))
     # Unlike Environment=, a command line expands variables too.
@@ -195,13 +197,24 @@ def unit(*, python: str, code: str, home: str) -> str:
         "\n"
         "[Service]\n"
         f"Environment={variables}\n"
+        "Environment=SPARKCTL_UNIT=%n\n"
         f'ExecStart="{program}" -P -m sparkctl agent "{jobs}/%i"\n'
-        "KillMode=control-group\n"
+        f"StandardOutput=append:{_percents(home)}/jobs/%i/agent.log\n"
+        f"StandardError=append:{_percents(home)}/jobs/%i/agent.log\n"
+        "UMask=0077\n"
+        "KillMode=mixed\n"
         "TimeoutStopSec=15\n"
+        "Restart=on-abnormal\n"
+        "RestartSec=2\n"
         "\n"
         "[Install]\n"
         "WantedBy=default.target\n"
     )
+
+
+def _percents(text: str) -> str:
+    """For a path that takes the rest of its line."""
+    return text.replace("%", "%%")
 
 
 def _escaped(text: str) -> str:

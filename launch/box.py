@@ -17,7 +17,7 @@ SPARK_MEMORY = 127600748 * 1024
 # Kept back of every box for its operating system, and again as a guard before the kernel starts to swap or kill.
 RESERVE = 6 * GIB
 # A box so small that this would be most of it keeps back a sixteenth twice, which is less below 96 GiB.
-_SMALL = 16
+SMALL = 16
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ class Box:
     @property
     def reserve(self) -> int:
         """Bytes kept back for the operating system, and as many again as a guard."""
-        return min(RESERVE, self.total // _SMALL)
+        return min(RESERVE, self.total // SMALL)
 
     @property
     def usable(self) -> int:

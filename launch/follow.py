@@ -1,17 +1,26 @@
-"""What becomes of a job, as its files tell it, piece by piece; the job does not know that anyone looks."""
+"""What becomes of a job, as its files tell it, piece by piece; the job does not know that anyone looks.
+
+A connection that is lost meanwhile is made anew, and reading goes on where it stopped: no line is missing, none comes twice.
+"""
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from launch.job import JobFolder, JobState
+from cluster.errors import FailedError
+from launch.handle import JobHandle, LocalNode
+from launch.job import JobState
 
 POLL = 0.1
+# A node over the network is asked less often.
+POLL_AFAR = 0.25
+# How long a node that cannot be reached is tried again, and how often.
+LOST_FOR = 900.0
+RETRY = 1.0
 
 
 @dataclass(frozen=True)
@@ -23,32 +32,29 @@ class Update:
 
 
 class Tail:
-    """Reads what is appended to a file, whole lines at a time, from where it stopped."""
+    """What is appended to a file of a job on the node of a rank, whole lines at a time, from where it stopped."""
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, job: JobHandle, name: str, rank: int = 0) -> None:
+        self.rank = rank
+        self._job = job
+        self._name = name
         self._offset = 0
 
-    def lines(self) -> list[str]:
-        """The complete lines added since the last call; none while the file is not there yet."""
-        data = self._added()
-        complete = data[: data.rfind(b"\n") + 1]
+    def look(self, *, rest: bool = False) -> tuple[JobState, list[str]]:
+        """The job's state there, and the complete lines added since the last call; none while the file is not there yet.
+
+        With `rest`, or once the job has ended there, the last line too, even if it never was completed: nobody writes any more.
+        """
+        data = b""
+        while True:
+            state, pieces = self._job.look({self._name: self._offset + len(data)}, self.rank)
+            piece = pieces[self._name]
+            data += piece
+            if not piece or not (rest or state.ended):
+                break
+        complete = data if rest or state.ended else data[: data.rfind(b"\n") + 1]
         self._offset += len(complete)
-        return _split(complete)
-
-    def rest(self) -> list[str]:
-        """As `lines`, with the last one even if it never was completed: for when nobody writes any more."""
-        data = self._added()
-        self._offset += len(data)
-        return _split(data)
-
-    def _added(self) -> bytes:
-        try:
-            with self._path.open("rb") as file:
-                file.seek(self._offset)
-                return file.read()
-        except FileNotFoundError:
-            return b""
+        return state, _split(complete)
 
 
 def _split(data: bytes) -> list[str]:
@@ -57,21 +63,48 @@ def _split(data: bytes) -> list[str]:
     return [line.rstrip("\r").rpartition("\r")[2] for line in lines]
 
 
-def follow(folder: JobFolder, path: Path) -> Iterator[Update]:
-    """Yield an update whenever the state or the JSON lines of `path` moved, until the job has ended."""
-    tail = Tail(path)
+def patiently(
+    look: Callable[[], tuple[JobState, list[str]]], lost: Callable[[FailedError], None] = lambda error: None
+) -> tuple[JobState, list[str]]:
+    """Look; a node that cannot be reached is tried again for a while, and `lost` is told once.
+
+    Raises:
+        FailedError: it was away for too long.
+    """
+    deadline, told = time.monotonic() + LOST_FOR, False
+    while True:
+        try:
+            return look()
+        except FailedError as error:
+            if time.monotonic() > deadline:
+                raise
+            if not told:
+                told = True
+                lost(error)
+            time.sleep(RETRY)
+
+
+def follow(job: JobHandle, name: str, lost: Callable[[FailedError], None] = lambda error: None) -> Iterator[Update]:
+    """Yield an update whenever the state or the JSON lines of a file moved, until the job has ended."""
+    tail = Tail(job, name)
     before: JobState | None = None
     while True:
-        state = folder.state()  # before the lines: what was written before the end is never missed
-        entries = tuple(json.loads(line) for line in tail.lines())
+        state, lines = patiently(tail.look, lost)
+        entries = tuple(json.loads(line) for line in lines if line.startswith("{"))
         if entries or state != before:
             yield Update(state, entries)
         if state.ended:
             return
         before = state
-        time.sleep(POLL)
+        time.sleep(pause(job))
 
 
-def last_lines(path: Path, count: int = 8) -> list[str]:
-    """The end of a log, without blank lines; empty where there is none."""
-    return [line for line in Tail(path).rest() if line.strip()][-count:]
+def pause(job: JobHandle) -> float:
+    """Seconds between two looks."""
+    return POLL if isinstance(job.head, LocalNode) else POLL_AFAR
+
+
+def last_lines(job: JobHandle, rank: int, count: int = 8) -> Sequence[str]:
+    """The end of a rank's log, without blank lines; empty where there is none."""
+    _, lines = Tail(job, f"rank{rank}.log", rank).look(rest=True)
+    return [line for line in lines if line.strip()][-count:]

@@ -8,7 +8,7 @@ import os
 import secrets
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -31,11 +31,11 @@ __all__ = [
     "StateName",
     "age",
     "create",
-    "find",
     "folders",
     "home",
     "last_metrics",
     "new_id",
+    "pick",
 ]
 
 M = TypeVar("M", bound=BaseModel)
@@ -92,6 +92,10 @@ class JobFolder:
         self.answers = path / "answers.jsonl"
         self.agent_log = path / "agent.log"
         self.key_file = path / "key"
+        self.node_file = path / "node"
+        self.stop_file = path / "stop"
+        self.secrets_pipe = path / "secrets"
+        self.events = path / "events.jsonl"
         self._lock_file = path / "agent.lock"
 
     @property
@@ -110,6 +114,21 @@ class JobFolder:
             FailedError: the file is missing or damaged.
         """
         return self._load(self.spec_file, JobSpec)
+
+    def node(self) -> str:
+        """The name of the node that this folder lies on."""
+        return self.node_file.read_text(encoding="utf-8").strip()
+
+    def ask_to_stop(self, *, now: bool) -> None:
+        """Have the agent stop the job: in good order, or at once."""
+        write_atomically(self.stop_file, b"now" if now else b"gently")
+
+    def stop_asked(self) -> Literal["now", "gently"] | None:
+        """What `ask_to_stop` has asked, if it has."""
+        try:
+            return "now" if self.stop_file.read_bytes() == b"now" else "gently"
+        except FileNotFoundError:
+            return None
 
     def key(self) -> str:
         """What whoever talks to the job must prove to know: in no spec, no argv and no log.
@@ -141,6 +160,14 @@ class JobFolder:
                 "fix": f"look at {self.agent_log}",
             }
         )
+
+    def written(self) -> JobState:
+        """What an agent last wrote, whether it lives or not.
+
+        Raises:
+            FailedError: the file is missing or damaged.
+        """
+        return self._load(self.state_file, JobState)
 
     def write_state(self, state: JobState) -> None:
         """Replace the state file in one step."""
@@ -182,16 +209,16 @@ def home() -> Path:
     return _private(path)
 
 
-def new_id(name: str) -> str:
-    """A job id: the recipe's name and four hex digits, unused so far."""
+def new_id(name: str, taken: Collection[str]) -> str:
+    """A job id: the recipe's name and four hex digits, none of those that are taken."""
     while True:
         candidate = f"{name}-{secrets.token_hex(2)}"
-        if not (home() / "jobs" / candidate).exists():
+        if candidate not in taken:
             return candidate
 
 
-def create(spec: JobSpec, key: str | None = None) -> JobFolder:
-    """Make the job's folder on this node: complete, or not at all. Without a `key` the job gets a new one."""
+def create(spec: JobSpec, key: str | None = None, node: str | None = None) -> JobFolder:
+    """Make the job's folder on `node` (else rank 0's): complete, or not at all. Without a `key` the job gets a new one."""
     jobs = _private(home() / "jobs")
     _sweep(jobs)
     unfinished = jobs / f".{spec.id}{_UNFINISHED}"
@@ -200,6 +227,7 @@ def create(spec: JobSpec, key: str | None = None) -> JobFolder:
         draft = JobFolder(unfinished)
         write_atomically(draft.spec_file, spec.model_dump_json(indent=1).encode())
         write_atomically(draft.key_file, (key or secrets.token_urlsafe(32)).encode() + b"\n")
+        write_atomically(draft.node_file, (node or spec.ranks[0].node).encode())
         draft.write_state(JobState(state="staging"))
         unfinished.rename(jobs / spec.id)
     except BaseException:
@@ -217,22 +245,19 @@ def folders() -> list[JobFolder]:
     return sorted(found, key=lambda folder: (folder.spec_file.stat().st_mtime_ns, folder.id))
 
 
-def find(given: str) -> JobFolder:
-    """The job whose id is `given`, or the only one whose id starts or ends so.
+def pick(ids: Sequence[str], given: str) -> str:
+    """The id that is `given`, or the only one that starts or ends so.
 
     Raises:
-        WrongInputError: no job, or several, fit.
+        WrongInputError: none, or several, fit.
     """
-    known = folders()
-    exact = [folder for folder in known if folder.id == given]
-    fitting = exact or [folder for folder in known if folder.id.startswith(given) or folder.id.endswith(f"-{given}")]
-    if len(fitting) == 1:
-        return fitting[0]
+    exact = [id for id in ids if id == given]
+    fitting = exact or [id for id in ids if id.startswith(given) or id.endswith(f"-{given}")]
     if not fitting:
         raise WrongInputError(f"{given}: no such job", "`sparkctl jobs --all` lists them")
-    raise WrongInputError(
-        f"{given}: fits {len(fitting)} jobs: {', '.join(folder.id for folder in fitting[-5:])}", "give more of the id"
-    )
+    if len(fitting) > 1:
+        raise WrongInputError(f"{given}: fits {len(fitting)} jobs: {', '.join(fitting[-5:])}", "give more of the id")
+    return fitting[0]
 
 
 def last_metrics(folder: JobFolder) -> dict[str, Any]:

@@ -245,5 +245,4 @@ def _missing(recipe: Recipe) -> tuple[str, str] | None:
             (recipe.output_dir is not None, "`output_dir`", "leave it out: the result lies in the job's folder"),
             (any(data.split for data in recipe.datasets), "`datasets[].split`", "leave it out: a file is taken whole"),
         ]
-    absent.append(("restart" in recipe.model_fields_set, "`restart`", "leave it out: a failed job stays failed"))
     return next(((what, instead) for wrong, what, instead in absent if wrong), None)

@@ -7,31 +7,31 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cluster.errors import RefusedError, WrongInputError
+from launch.handle import JobHandle
 from launch.inference.request import Request, Sampling
-from launch.job import JobFolder
 from launch.recipe import FinetuneRecipe, InferenceRecipe, parse_dump
 from launch.rows import Turn
 
 
-def recipe_for(folder: JobFolder) -> InferenceRecipe:
-    """The recipe that asks what the fine-tune in `folder` made, over as many nodes as it was trained on.
+def recipe_for(job: JobHandle) -> InferenceRecipe:
+    """The recipe that asks what a fine-tune made, over as many nodes as it was trained on.
 
     Raises:
         RefusedError: the job is no fine-tune, or has no result.
     """
-    recipe = parse_dump(folder.spec().recipe)
+    recipe = parse_dump(job.spec.recipe)
     if not isinstance(recipe, FinetuneRecipe):
-        raise RefusedError(f"job {folder.id} is no fine-tune", "ask a fine-tuned job, or an inference recipe")
-    state = folder.state().state
+        raise RefusedError(f"job {job.id} is no fine-tune", "ask a fine-tuned job, or an inference recipe")
+    state = job.state().state
     if state != "succeeded":
-        raise RefusedError(f"job {folder.id} is {state}: it has no result to ask", f"sparkctl logs {folder.id}")
+        raise RefusedError(f"job {job.id} is {state}: it has no result to ask", f"sparkctl logs {job.id}")
     full = recipe.adapter == "full"
     return InferenceRecipe(
         kind="inference",
         name=f"ask-{recipe.name}",
         nodes=recipe.nodes,
-        base_model=str(folder.model) if full else recipe.base_model,
-        adapter_path=None if full else str(folder.adapter),
+        base_model=job.path("model") if full else recipe.base_model,
+        adapter_path=None if full else job.path("adapter"),
         max_model_len=recipe.sequence_len,
     )
 

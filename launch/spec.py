@@ -22,6 +22,7 @@ class RankSpec(_Frozen):
         adapters: the folder of each adapter, by the name that the recipe gives it (`adapter_path` is its own name).
         datasets: in the recipe's order; empty: what the recipe says.
         memory: bytes that it may take; 0: it is not told.
+        needed: bytes that the plan expects it to take.
         environment: rendered for this rank, but for the rendezvous, which each attempt has its own of.
     """
 
@@ -33,6 +34,7 @@ class RankSpec(_Frozen):
     adapters: dict[str, str] = {}
     datasets: tuple[str, ...] = ()
     memory: int = 0
+    needed: int = 0
     environment: dict[str, str] = {}
 
 
@@ -67,6 +69,7 @@ class JobSpec(_Frozen):
     Args:
         link: None where all ranks are on one node.
         step_seconds: what the plan expects of a step; 0: nothing is known.
+        secrets: the names of those of the inventory's variables whose values stand nowhere.
     """
 
     id: str
@@ -82,6 +85,7 @@ class JobSpec(_Frozen):
     step_seconds: float = 0.0
     source: str = ""
     env: dict[str, str] = {}
+    secrets: tuple[str, ...] = ()
     requests: tuple[Request, ...] = ()
 
     @property
@@ -92,6 +96,20 @@ class JobSpec(_Frozen):
     def cut(self, rank: int) -> Cut:
         """The layers of one rank."""
         return Cut(self.ranks[rank].start, self.ranks[rank].end, self.layers)
+
+    @property
+    def restarts(self) -> int:
+        """How many times it is started again after a failure that may pass."""
+        return int(self.recipe.get("restart", {}).get("max", 0)) if not self.requests else 0
+
+    @property
+    def backoff(self) -> float:
+        """Seconds before that."""
+        return float(self.recipe.get("restart", {}).get("backoff", 0.0))
+
+    def ranks_of(self, node: str) -> tuple[RankSpec, ...]:
+        """The ranks that run on a node."""
+        return tuple(rank for rank in self.ranks if rank.node == node)
 
     def recipe_at(self, rank: int) -> dict[str, Any]:
         """The recipe as one rank is to read it: every path is where the thing lies on its node."""

@@ -1,10 +1,7 @@
-"""From a recipe to a running job: read, check everything that can be checked, plan, make the folder, start the agent."""
+"""From a recipe to a running job: read, check everything that can be checked, plan, have the nodes start it."""
 
 from __future__ import annotations
 
-import os
-import shutil
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -13,9 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cluster import yamlfile
-from cluster.errors import RefusedError, WrongInputError
+from cluster.errors import WrongInputError
 from cluster.inventory import Inventory, Node, is_secret
-from launch import box, hub, model_card, recipe, rows
+from launch import box, hub, model_card, reach, recipe, rows
 from launch import plan as planning
 from launch.box import Box
 from launch.model_card import ModelCard
@@ -24,8 +21,10 @@ from launch.recipe import CommandRecipe, FinetuneRecipe, InferenceRecipe, Recipe
 from launch.speed import TrainingSpeed
 
 if TYPE_CHECKING:
+    from cluster.record import PairRecord
+    from launch.handle import JobHandle, PairHandle
     from launch.inference.request import Request
-    from launch.job import JobFolder, RankSpec
+    from launch.spec import RankSpec
 
 
 @dataclass(frozen=True)
@@ -76,11 +75,6 @@ def prepare(wanted: Recipe, inventory: Inventory, *, source: str = "") -> Prepar
     planning.refuse_absent(wanted)
     assert not isinstance(wanted, CommandRecipe)  # refused above
     prepared = _plan(wanted, model_card.read(Path(wanted.base_model)), inventory, source, None)
-    if any(not node.is_local for node in planning.nodes_of(wanted, inventory)):
-        raise RefusedError(
-            "nodes over SSH are not in this version of sparkctl",
-            "use two nodes with `transport: local`, the embedded pair",
-        )
     planning.refuse_unfit(wanted, prepared.plan)
     return prepared
 
@@ -132,47 +126,46 @@ def _boxes(nodes: Sequence[Node], inventory: Inventory) -> tuple[Box, ...]:
     return box.of(nodes, known, embedded=inventory.embedded, has_gpu=box.this_has_gpu())
 
 
-def start(prepared: Prepared, *, version: str, requests: Sequence[Request] = ()) -> JobFolder:
-    """Make the job's folder and start its agent, which outlives this program."""
-    # What only starting needs: a plan is shown in half the time without.
-    from cluster import environ
-    from cluster.transport.local import LocalTransport
-    from launch import job
-    from launch.job import JobSpec
+def start(prepared: Prepared, pair: PairHandle, *, version: str, requests: Sequence[Request] = ()) -> JobHandle:
+    """Make the job's folder on its nodes and start their agents, which outlive this program.
 
+    Raises:
+        RefusedError: the nodes are no pair, or have another version of our code.
+        FailedError: a node cannot be reached, or cannot do it; nothing of the job is left then.
+    """
+    # What only starting needs: a plan is shown in half the time without.
+    import secrets
+
+    from launch import job
+    from launch.spec import JobSpec
+
+    pair.connect()
+    pair.refuse_old_code()
     inventory = prepared.inventory
+    hidden = {name: value for name, value in inventory.env.items() if is_secret(name)}
     spec = JobSpec(
-        id=job.new_id(prepared.recipe.name),
+        id=job.new_id(prepared.recipe.name, {row.id for row in pair.rows()[0]}),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         version=version,
         recipe=prepared.recipe.model_dump(mode="json"),
         layers=prepared.card.layers,
-        ranks=tuple(_rank(prepared, planned) for planned in prepared.plan.ranks),
+        ranks=tuple(_rank(prepared, planned, pair.record) for planned in prepared.plan.ranks),
         master_addr="127.0.0.1",
         embedded=inventory.embedded,
+        link=reach.link(inventory, pair.record) if len(prepared.plan.ranks) > 1 else None,
         strategy=prepared.plan.strategy,
         step_seconds=prepared.plan.speed.step if isinstance(prepared.plan.speed, TrainingSpeed) else 0.0,
         source=prepared.source,
-        env={name: value for name, value in inventory.env.items() if not is_secret(name)},
+        env={name: value for name, value in inventory.env.items() if name not in hidden},
+        secrets=tuple(hidden),
         requests=tuple(requests),
     )
-    folder = job.create(spec)
-    # Secrets of the inventory's `env` reach the ranks through the agent's own environment: they stand in no file.
-    secrets = {name: value for name, value in inventory.env.items() if is_secret(name)}
-    head = LocalTransport(spec.ranks[0].node)
-    # -P: what lies in the folder where it starts must not pass for a module.
-    argv = [sys.executable, "-P", "-m", "sparkctl", "agent", str(folder.path)]
-    try:
-        head.start(argv, log=str(folder.agent_log), env=environ.for_agent(os.environ, secrets))
-    except BaseException:
-        shutil.rmtree(folder.path, ignore_errors=True)
-        raise
-    return folder
+    return pair.launch(spec, secrets.token_urlsafe(32), hidden)
 
 
-def _rank(prepared: Prepared, planned: RankPlan) -> RankSpec:
+def _rank(prepared: Prepared, planned: RankPlan, record: PairRecord | None) -> RankSpec:
     """A rank whose node has everything where the recipe says."""
-    from launch.job import RankSpec
+    from launch.spec import RankSpec
 
     wanted = prepared.recipe
     adapter = wanted.adapter_path if isinstance(wanted, InferenceRecipe) else None
@@ -185,6 +178,8 @@ def _rank(prepared: Prepared, planned: RankPlan) -> RankSpec:
         adapters={adapter: adapter} if adapter else {},
         datasets=tuple(dataset.path for dataset in wanted.datasets) if isinstance(wanted, FinetuneRecipe) else (),
         memory=planned.box.usable,
+        needed=planned.memory.total,
+        environment=reach.environment(prepared.inventory, record, planned.rank, planned.node, len(prepared.plan.ranks)),
     )
 
 

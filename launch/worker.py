@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cluster.errors import FailedError, SparkctlError
-from launch.agent.report import Report, Reporter
+from launch.agent.report import FailureKind, Report, Reporter
 from launch.job import JobFolder, JobSpec
 
 if TYPE_CHECKING:
@@ -44,12 +44,12 @@ def main(folder: str) -> int:
     except SparkctlError as error:
         print(f"error: {error.message}\n{error.fix}", file=sys.stderr)  # noqa: T201 - the rank's log
         reporter.tell(
-            Report("failed", kind="input" if error.status == 2 else "crash", message=error.message, fix=error.fix)
+            Report("failed", kind="input" if error.status == 2 else "told", message=error.message, fix=error.fix)
         )
         return error.status
     except Exception as error:
         traceback.print_exc()
-        reporter.tell(Report("failed", kind="peer" if _is_echo(error) else "crash", message=_first_line(error)))
+        reporter.tell(Report("failed", kind=_kind(error), message=_first_line(error), fix=_FIXES.get(_kind(error), "")))
         return 1
     return 0
 
@@ -162,6 +162,20 @@ def _quieten() -> None:
     """Keep out of the log what its reader can do nothing about: deprecations between libraries, kernels for 4 bits on a CPU."""
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+
+
+_FIXES = {
+    "memory": "`sparkctl plan` shows what takes the room: a shorter sequence_len or a smaller micro_batch_size takes less"
+}
+
+
+def _kind(error: Exception) -> FailureKind:
+    """What sort of failure it is: whether it is worth another try."""
+    import torch
+
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return "memory"
+    return "peer" if _is_echo(error) else "crash"
 
 
 def _is_echo(error: Exception) -> bool:

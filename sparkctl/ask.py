@@ -13,6 +13,8 @@ from sparkctl import __version__
 from sparkctl.options import Options, common
 
 if TYPE_CHECKING:
+    from launch.handle import PairHandle
+    from launch.inference.request import Request
     from launch.questions import Answer, Answers
     from launch.start import Prepared
 
@@ -55,7 +57,8 @@ def ask(
     asked = requests(
         questions, max_tokens=max_tokens, sampling=Sampling(temperature=temperature, top_p=top_p, seed=seed)
     )
-    answers = answer(options, _prepare(options, target, overrides), asked)
+    with options.pair() as pair:
+        answers = answer(options, pair, _prepare(options, pair, target, overrides), asked)
     if options.json:
         rows = [
             {"question": a.question, "answer": a.text, "tokens": a.tokens, "finish_reason": a.finish_reason}
@@ -65,13 +68,18 @@ def ask(
     return 0
 
 
-def answer(options: Options, prepared: Prepared, asked: tuple, *, show: bool = True) -> Answers:  # type: ignore[type-arg]
+def answer(
+    options: Options,
+    pair: PairHandle,
+    prepared: Prepared,
+    asked: tuple[Request, ...],
+    *,
+    show: bool = True,
+) -> Answers:
     """Run the requests as a job of their own and return the answers; a single one is shown as it is written.
 
     The job is removed when it has answered: its questions are the user's own business.
     """
-    import shutil
-
     from launch import start
     from launch.follow import follow
     from launch.questions import Answers
@@ -81,21 +89,24 @@ def answer(options: Options, prepared: Prepared, asked: tuple, *, show: bool = T
     stream = show and not options.json and len(asked) == 1
     if show:
         _introduce(options, prepared)
-    folder = start.start(prepared, version=__version__, requests=asked)
+    job = start.start(prepared, pair, version=__version__, requests=asked)
+    state = None
     try:
-        for update in follow(folder, folder.answers):
+        for update in follow(job, "answers.jsonl"):
+            state = update.state
             for entry in update.entries:
                 piece = answers.take(entry)
                 if stream:
                     click.echo(_harmless(piece), nl=False)
-        if update.state.state != "succeeded":
-            raise run.failure(folder, update.state)
+        if state is None or state.state != "succeeded":
+            raise run.failure(job, state or job.state())
     except KeyboardInterrupt:
-        jobs.end(folder)
+        state = jobs.end(job, now=True)
         raise
     finally:
-        if folder.state().state in ("succeeded", "stopped"):
-            shutil.rmtree(folder.path)
+        if state is not None and state.state in ("succeeded", "stopped"):
+            jobs.wait_until_gone(job)
+            job.remove()
     if stream:
         click.echo()
     elif show and not options.json:
@@ -103,9 +114,9 @@ def answer(options: Options, prepared: Prepared, asked: tuple, *, show: bool = T
     return answers
 
 
-def _prepare(options: Options, target: str, overrides: tuple[str, ...]) -> Prepared:
+def _prepare(options: Options, pair: PairHandle, target: str, overrides: tuple[str, ...]) -> Prepared:
     from cluster.errors import WrongInputError
-    from launch import job, questions, start
+    from launch import questions, start
     from launch.recipe import InferenceRecipe
 
     inventory = options.inventory()
@@ -114,7 +125,7 @@ def _prepare(options: Options, target: str, overrides: tuple[str, ...]) -> Prepa
             raise WrongInputError(
                 "--set goes with a recipe file, not with a job", f"sparkctl ask {target} 'your question'"
             )
-        return start.prepare(questions.recipe_for(job.find(target)), inventory, source=target)
+        return start.prepare(questions.recipe_for(pair.find(target)), inventory, source=target)
     prepared = start.prepare_file(Path(target), overrides, inventory)
     if not isinstance(prepared.recipe, InferenceRecipe):
         raise WrongInputError(

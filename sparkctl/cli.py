@@ -30,8 +30,8 @@ VERBS = {
     "clean": ("sparkctl.clean", "List and remove what lies on the nodes and nothing refers to."),
     "demo": ("sparkctl.demo", "Rehearse all of it in four minutes: train, fine-tune and ask, on two local ranks."),
 }
-# What agents, torchrun and the command line on another machine call; not for people.
-HIDDEN = {"agent": "sparkctl.inner", "worker": "sparkctl.inner", "fetch": "sparkctl.inner"}
+# What agents, torchrun and other machines' command lines call; not for people.
+HIDDEN = dict.fromkeys(("agent", "worker", "orders", "fetch"), "sparkctl.inner")
 
 
 class Verbs(click.Group):

@@ -98,31 +98,36 @@ def _base(folder: Path) -> None:
 def _train(options: Options, folder: Path, recipe: str, inventory: Inventory) -> JobFolder:
     from cluster.errors import FailedError
     from launch import start
+    from launch.handle import PairHandle
+    from launch.job import JobFolder
     from sparkctl import run
 
     prepared = start.prepare_file(folder / recipe, (), inventory)
-    job = start.start(prepared, version=__version__)
-    state = run.follow_training(options, job)
-    if state is None:
-        raise click.Abort
-    if state.state != "succeeded":
-        raise (
-            run.failure(job, state)
-            if state.state == "failed"
-            else FailedError(f"job {job.id} was stopped", "sparkctl demo")
-        )
-    return job
+    with PairHandle(inventory) as pair:
+        job = start.start(prepared, pair, version=__version__)
+        state = run.follow_training(options, job)
+        if state is None:
+            raise click.Abort
+        if state.state != "succeeded":
+            raise (
+                run.failure(job, state)
+                if state.state == "failed"
+                else FailedError(f"job {job.id} was stopped", "sparkctl demo")
+            )
+    return JobFolder(Path(job.folder))
 
 
 def _ask(options: Options, tuned: JobFolder, inventory: Inventory, questions: list[str]) -> list[Answer]:
     from launch import questions as asking
     from launch import start
+    from launch.handle import PairHandle
     from launch.inference.request import Sampling
     from sparkctl import ask
 
     asked = asking.requests(questions, max_tokens=64, sampling=Sampling())
-    prepared = start.prepare(asking.recipe_for(tuned), inventory, source=tuned.id)
-    return list(ask.answer(options, prepared, asked, show=False).of.values())
+    with PairHandle(inventory) as pair:
+        prepared = start.prepare(asking.recipe_for(pair.find(tuned.id)), inventory, source=tuned.id)
+        return list(ask.answer(options, pair, prepared, asked, show=False).of.values())
 
 
 def _report(

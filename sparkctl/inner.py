@@ -1,4 +1,4 @@
-"""What agents and torchrun call: one job's agent, one job's rank."""
+"""What agents, torchrun and other machines' command lines call: one job's agent, one job's rank, orders to this node."""
 
 from __future__ import annotations
 
@@ -13,9 +13,17 @@ import click
 @click.argument("folder")
 def agent(folder: str) -> int:
     """Supervise the job in FOLDER on this node."""
-    from launch.agent import supervise
+    from launch.agent import entry
 
-    return supervise.main(folder)
+    return entry.main(folder)
+
+
+@click.command(hidden=True)
+def orders() -> None:
+    """Do on this node what a command line elsewhere asks, a line of JSON each, until there are no more."""
+    from launch import orders
+
+    orders.main()
 
 
 @click.command(hidden=True)

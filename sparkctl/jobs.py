@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 import time
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
@@ -14,10 +13,13 @@ import click
 from sparkctl.options import Options, common
 
 if TYPE_CHECKING:
-    from launch.job import JobFolder
+    from launch.handle import JobHandle, Row
+    from launch.job import JobState
 
-# The agent gives its ranks 4 s before it kills them.
-STOP_WITHIN = 15.0
+# Seconds. The agent gives its ranks 4 s before it kills them, and waits for the other node; those that write a checkpoint or let
+# requests end get a minute before that.
+STOP_WITHIN = 30.0
+GENTLE_WITHIN = 90.0
 
 
 @dataclass(frozen=True)
@@ -35,26 +37,20 @@ class _Row:
     reason: str = ""
 
     @classmethod
-    def of(cls, folder: JobFolder) -> _Row:
-        """Read the job's files. A damaged folder is a row too: one must not hide the others."""
-        from cluster.errors import FailedError
-        from launch import job
-
-        try:
-            spec, state = folder.spec(), folder.state()
-        except FailedError as error:
-            return cls(folder.id, "damaged", reason=error.message)
-        last = job.last_metrics(folder)
+    def of(cls, row: Row) -> _Row:
+        """What a node tells of a job. A damaged folder is a row too: one must not hide the others."""
+        if row.spec is None or row.state is None:
+            return cls(row.id, "damaged", reason=row.error)
         return cls(
-            folder.id,
-            state.state,
-            str(spec.recipe["kind"]),
-            spec.created,
-            state.updated,
-            last.get("step"),
-            last.get("total_steps"),
-            last.get("loss"),
-            state.reason,
+            row.id,
+            row.state.state,
+            str(row.spec.recipe["kind"]),
+            row.spec.created,
+            row.state.updated,
+            row.last.get("step"),
+            row.last.get("total_steps"),
+            row.last.get("loss"),
+            row.state.reason,
         )
 
 
@@ -62,12 +58,16 @@ class _Row:
 @click.option("--all", "show_all", is_flag=True, help="Also those that ended more than a day ago.")
 @common
 def jobs(options: Options, show_all: bool) -> None:
-    """List the jobs of this machine, newest last."""
-    from launch import job
+    """List the jobs of the pair, newest last."""
+    from launch.handle import is_recent
 
-    listed = [_Row.of(folder) for folder in job.folders()]
-    if not show_all:
-        listed = [row for row in listed if row.state not in job.ENDED or job.age(row.updated) < 86400]
+    with options.pair() as pair:
+        rows, errors = pair.rows()
+    if errors and not rows:
+        raise errors[0]
+    for error in errors:
+        click.echo(f"{error.message}: what only that node knows is not shown", err=True)
+    listed = [_Row.of(row) for row in rows if show_all or is_recent(row)]
     if options.json:
         click.echo(json.dumps([asdict(row) for row in listed], indent=1))
         return
@@ -76,6 +76,7 @@ def jobs(options: Options, show_all: bool) -> None:
         return
     from rich.table import Table
 
+    from launch.job import age
     from sparkctl.show import cut_short, print_table
 
     table = Table(box=None, pad_edge=False, header_style="dim")
@@ -89,7 +90,7 @@ def jobs(options: Options, show_all: bool) -> None:
             row.kind,
             "" if row.step is None else f"{row.step}/{row.total_steps}",
             "" if row.loss is None else f"{row.loss:.3f}",
-            _words(job.age(row.created)) if row.created else "",
+            _words(age(row.created)) if row.created else "",
             cut_short(row.reason.partition("\n")[0]),
         )
     print_table(table)
@@ -103,74 +104,100 @@ def jobs(options: Options, show_all: bool) -> None:
 def logs(options: Options, job: str, following: bool, rank: int | None) -> None:
     """Print what the ranks of JOB printed, each line with its rank."""
     from cluster.errors import WrongInputError
-    from launch import job as jobs_of
-    from launch.follow import POLL, Tail
 
-    folder = jobs_of.find(job)
-    ranks = [spec.rank for spec in folder.spec().ranks]
-    if rank is not None and rank not in ranks:
-        raise WrongInputError(
-            f"--rank {rank}: job {folder.id} has ranks {ranks[0]} to {ranks[-1]}", f"sparkctl logs {folder.id}"
-        )
-    tails = {number: Tail(folder.log(number)) for number in ranks if rank in (None, number)}
-    collected: list[dict[str, object]] = []
-    while True:
-        ended = folder.state().ended
-        for number, tail in tails.items():
-            for text in tail.rest() if ended else tail.lines():
-                if options.json:
-                    collected.append({"rank": number, "line": text})
-                else:
-                    click.echo(click.style(f"rank {number} | ", dim=True) + text)
-        if ended or not following:
-            break
-        time.sleep(POLL)
+    with options.pair() as pair:
+        found = pair.find(job)
+        ranks = [spec.rank for spec in found.spec.ranks]
+        if rank is not None and rank not in ranks:
+            raise WrongInputError(
+                f"--rank {rank}: job {found.id} has ranks {ranks[0]} to {ranks[-1]}", f"sparkctl logs {found.id}"
+            )
+        collected: list[dict[str, object]] = []
+        for number, text in _lines(found, [one for one in ranks if rank in (None, one)], following=following):
+            if options.json:
+                collected.append({"rank": number, "line": text})
+            else:
+                click.echo(click.style(f"rank {number} | ", dim=True) + text)
     if options.json:
         click.echo(json.dumps(collected, indent=1))
 
 
+def _lines(job: JobHandle, ranks: Sequence[int], *, following: bool) -> Iterator[tuple[int, str]]:
+    """The lines of these ranks as they come; without `following`, those that are there."""
+    from cluster.errors import FailedError
+    from launch.follow import Tail, patiently, pause
+    from sparkctl.run import tell_lost
+
+    tails = [Tail(job, f"rank{number}.log", number) for number in ranks]
+    while tails:
+        for tail in tuple(tails):
+            try:
+                # Only the head knows when the job ends; without it, nobody does. Another node may be what it goes on without.
+                state, lines = patiently(tail.look, tell_lost) if following and tail.rank == 0 else tail.look()
+            except FailedError as error:
+                if len(ranks) == 1 or tail.rank == 0:
+                    raise
+                if not following or job.state().ended:
+                    tell_lost(error)
+                    tails.remove(tail)
+                continue
+            yield from ((tail.rank, text) for text in lines)
+            if state.ended or not following:
+                tails.remove(tail)
+        if tails:
+            time.sleep(pause(job))
+
+
 @click.command()
 @click.argument("job")
+@click.option("--now", is_flag=True, help="Do not wait for a checkpoint, or for requests to be answered.")
 @common
-def stop(options: Options, job: str) -> int:
-    """End JOB: its agent asks each rank, and kills those that do not listen."""
-    from launch import job as jobs_of
-
-    folder = jobs_of.find(job)
-    before = folder.state()
-    if before.ended:
-        options.say(f"job {folder.id} has ended already: {before.state}")
-    else:
-        end(folder)
-        options.say(f"job {folder.id}: {folder.state().state}")
+def stop(options: Options, job: str, now: bool) -> int:
+    """End JOB: it may write a checkpoint or finish its answers first; what does not listen is killed."""
+    with options.pair() as pair:
+        found = pair.find(job)
+        state = found.state()
+        if state.ended:
+            options.say(f"job {found.id} has ended already: {state.state}")
+        else:
+            state = end(found, now=now)
+            options.say(f"job {found.id}: {state.state}")
     if options.json:
-        click.echo(json.dumps({"job": folder.id, "state": folder.state().state}))
+        click.echo(json.dumps({"job": found.id, "state": state.state}))
     return 0
 
 
-def end(folder: JobFolder) -> None:
+def end(job: JobHandle, *, now: bool) -> JobState:
     """Ask the job's agent to end it, and wait until nothing of it runs.
 
     Raises:
         FailedError: it did not end in time.
     """
     from cluster.errors import FailedError
-    from launch.follow import POLL
+    from launch.follow import pause
 
-    asked: int | None = None
-    deadline = time.monotonic() + STOP_WITHIN
+    job.stop(now=now)
+    within = STOP_WITHIN if now else GENTLE_WITHIN
+    deadline = time.monotonic() + within
     while time.monotonic() < deadline:
-        state = folder.state()
-        if state.ended and not folder.supervised():
-            return
-        # The agent holds its lock while it lives, so the process of this number is the agent and no later one.
-        if asked is None and state.agent_pid is not None and folder.supervised():
-            asked = state.agent_pid
-            os.kill(asked, signal.SIGTERM)
-        time.sleep(POLL)
+        state = job.state()
+        if state.ended and not job.is_supervised():
+            return state
+        time.sleep(pause(job))
     raise FailedError(
-        f"job {folder.id} did not end within {STOP_WITHIN:g} s (agent process {asked})", f"look at {folder.agent_log}"
+        f"job {job.id} did not end within {within:g} s", f"look at {job.path('agent.log')} on {job.head.name}"
     )
+
+
+def wait_until_gone(job: JobHandle) -> None:
+    """Wait until the agents of an ended job have gone."""
+    from launch.follow import pause
+
+    deadline = time.monotonic() + STOP_WITHIN
+    while time.monotonic() < deadline and any(
+        node.ask("look", id=job.id, files={})["supervised"] for node in job.nodes
+    ):
+        time.sleep(pause(job))
 
 
 def _words(seconds: float) -> str:

@@ -12,6 +12,7 @@ import click
 
 if TYPE_CHECKING:
     from cluster.inventory import Inventory
+    from launch.handle import PairHandle
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,12 @@ class Options:
         from cluster import inventory
 
         return inventory.load(self.inventory_path, default_embedded=True)
+
+    def pair(self) -> PairHandle:
+        """The inventory's nodes and their jobs; to be closed."""
+        from launch.handle import PairHandle
+
+        return PairHandle(self.inventory())
 
     def say(self, text: str) -> None:
         """Print a line for a person: nothing under -q, and on standard error under --json, whose output is the document alone."""

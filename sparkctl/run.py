@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -12,7 +13,11 @@ from sparkctl import __version__
 from sparkctl.options import Options, common
 
 if TYPE_CHECKING:
-    from launch.job import JobFolder, JobState
+    from collections.abc import Mapping
+
+    from cluster.errors import SparkctlError
+    from launch.handle import JobHandle
+    from launch.job import JobState
     from launch.start import Prepared
 
 _recipe = click.argument("recipe", type=click.Path(path_type=Path))
@@ -48,8 +53,9 @@ def plan(options: Options, recipe: Path, overrides: tuple[str, ...], memory: flo
 @_overrides
 @click.option("--detach", is_flag=True, help="Start, print the job's id and return.")
 @click.option("--dry-run", is_flag=True, help="Check and plan, start nothing.")
+@click.option("--force", is_flag=True, help="Run over a link that was measured below its bar all the same.")
 @common
-def run(options: Options, recipe: Path, overrides: tuple[str, ...], detach: bool, dry_run: bool) -> int:
+def run(options: Options, recipe: Path, overrides: tuple[str, ...], detach: bool, dry_run: bool, force: bool) -> int:
     """Run RECIPE on the pair: check it, plan it, start it, follow it. Ctrl-C detaches; the job goes on."""
     from launch import start
     from launch.recipe import InferenceRecipe
@@ -66,12 +72,16 @@ def run(options: Options, recipe: Path, overrides: tuple[str, ...], detach: bool
         )
     if not detach:
         _show(options, prepared)
-    folder = start.start(prepared, version=__version__)
-    if detach:
-        click.echo(json.dumps({"job": folder.id}) if options.json else folder.id)
-        return 0
-    options.say(f"job {folder.id}: {folder.path}")
-    return _end(options, folder, follow_training(options, folder))
+    with options.pair() as pair:
+        if len(prepared.plan.ranks) > 1 and not force:
+            pair.connect()
+            pair.refuse_bad_link()
+        job = start.start(prepared, pair, version=__version__)
+        if detach:
+            click.echo(json.dumps({"job": job.id}) if options.json else job.id)
+            return 0
+        options.say(f"job {job.id}: {job.folder}")
+        return _end(options, job, follow_training(options, job))
 
 
 def _show(options: Options, prepared: Prepared) -> None:
@@ -96,59 +106,73 @@ def _show_all(options: Options, prepared: Prepared, *, asked: float | None = Non
         planview.print_plan(prepared)
 
 
-def follow_training(options: Options, folder: JobFolder) -> JobState | None:
+def follow_training(options: Options, job: JobHandle) -> JobState | None:
     """Show a fine-tune until it has ended; None when the user looked away before."""
     from launch.follow import follow
     from sparkctl.show import TrainingView
 
     state = None
     try:
-        with TrainingView(folder.id, quiet=options.quiet or options.json) as view:
-            for update in follow(folder, folder.metrics):
+        with TrainingView(job.id, quiet=options.quiet or options.json) as view:
+            for update in follow(job, "metrics.jsonl", lost=tell_lost):
+                if state is None or update.state.reason != state.reason:
+                    view.note(update.state)
                 state = update.state
                 view.state(state.state)
                 view.entries(update.entries)
     except KeyboardInterrupt:
-        click.echo(f"\ndetached; the job goes on. sparkctl logs -f {folder.id} | sparkctl stop {folder.id}", err=True)
+        click.echo(f"\ndetached; the job goes on. sparkctl logs -f {job.id} | sparkctl stop {job.id}", err=True)
         return None
     return state
 
 
-def _end(options: Options, folder: JobFolder, state: JobState | None) -> int:
-    from launch import job
+def tell_lost(error: SparkctlError) -> None:
+    """Say that a node cannot be reached; the job goes on all the same."""
+    click.echo(f"{error.message}; the job goes on, and this looks again and again", err=True)
 
+
+def _end(options: Options, job: JobHandle, state: JobState | None) -> int:
     if options.json:
         document = {
-            "job": folder.id,
-            "state": (state or folder.state()).state,
-            "folder": str(folder.path),
-            "last": job.last_metrics(folder),
+            "job": job.id,
+            "state": (state or job.state()).state,
+            "folder": job.folder,
+            "last": last_step(job),
         }
         click.echo(json.dumps(document, indent=1))
     if state is None:
         return 0
     if state.state == "failed":
-        raise failure(folder, state)
+        raise failure(job, state)
     if state.state == "stopped":
-        options.say(f"job {folder.id} was stopped")
+        options.say(f"job {job.id} was stopped")
         return 1
-    result = folder.adapter if folder.adapter.is_dir() else folder.model
+    result = job.path("adapter" if job.contents("adapter") else "model")
     if options.quiet and not options.json:
         click.echo(result)
-    options.say(f"result       {result}")
-    options.say(f"TensorBoard  {folder.tensorboard}")
-    options.say(f'next         sparkctl ask {folder.id} "your question"')
+    where = "" if job.spec.embedded else f"  (on {job.head.name})"
+    options.say(f"result       {result}{where}")
+    options.say(f"TensorBoard  {job.path('tensorboard')}{where}")
+    options.say(f'next         sparkctl ask {job.id} "your question"')
     return 0
 
 
-def failure(folder: JobFolder, state: JobState) -> Exception:
+def last_step(job: JobHandle) -> Mapping[str, Any]:
+    """The newest logged training step, or nothing."""
+    rows = job.head.ask("list")["jobs"]
+    found: Mapping[str, Any] = next((row.get("last", {}) for row in rows if row["id"] == job.id), {})
+    return found
+
+
+def failure(job: JobHandle, state: JobState) -> Exception:
     """A failed job as an error: the agent's words, and before them the last lines of the rank they are about."""
     from cluster.errors import FailedError, WrongInputError
     from launch.follow import last_lines
 
     if state.wrong_input:  # the rank's own last words are the reason
-        return WrongInputError(f"job {folder.id} failed: {state.reason}", state.fix)
+        return WrongInputError(f"job {job.id} failed: {state.reason}", state.fix)
     if state.failed_rank is not None:
-        for text in last_lines(folder.log(state.failed_rank)):
-            click.echo(click.style(f"  rank {state.failed_rank} | ", dim=True) + text, err=True)
-    return FailedError(f"job {folder.id} failed: {state.reason}", state.fix)
+        with contextlib.suppress(FailedError):  # its node may be what has failed
+            for text in last_lines(job, state.failed_rank):
+                click.echo(click.style(f"  rank {state.failed_rank} | ", dim=True) + text, err=True)
+    return FailedError(f"job {job.id} failed: {state.reason}", state.fix)

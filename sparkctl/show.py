@@ -14,6 +14,7 @@ from rich.text import Text
 
 if TYPE_CHECKING:
     from cluster.inventory import Inventory
+    from launch.job import JobState
     from launch.start import Prepared
 
 EMBEDDED = "embedded pair: {ranks} on this machine over loopback (gloo), no Spark involved"
@@ -114,6 +115,11 @@ class TrainingView:
             self._progress.update(self._task, note=_DOING[name])
         if self._live and name in ("succeeded", "failed", "stopped"):
             self._progress.stop_task(self._task)
+
+    def note(self, state: JobState) -> None:
+        """Why it is where it is, if there is more to say: it starts again, say."""
+        if state.reason and not state.ended and not self._quiet:
+            self._progress.console.print(state.reason, soft_wrap=True)
 
     def entries(self, entries: Iterable[dict[str, Any]]) -> None:
         """New lines of metrics.jsonl."""

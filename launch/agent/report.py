@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -11,11 +12,14 @@ from typing import Literal
 
 REPORT_FD = "SPARKCTL_REPORT_FD"
 
+# What an agent sends to a rank that can stop in good order.
+STOP_SIGNAL = signal.SIGUSR1
 # Seconds between two beats that are worth a line.
 BEAT_EVERY = 0.5
 
-# input: the owner must change something; peer: only the echo of another rank's end; crash: anything else.
-FailureKind = Literal["input", "peer", "crash"]
+# input: the owner must change something; told: the rank itself says what is wrong, and it would be so again; memory: it ran out of
+# it; peer: only the echo of another rank's end; crash: anything else, which may pass.
+FailureKind = Literal["input", "told", "memory", "peer", "crash"]
 
 
 @dataclass(frozen=True)
@@ -24,9 +28,10 @@ class Report:
 
     `running` and `ready` (it answers requests) move the job's state. After a `step` or a `beat` the rank has work and is
     expected to make progress; after `loading` or `rest` it may be silent for as long as it likes. `message` says of what it rests.
+    `gentle`: it can stop in good order when it is asked to.
     """
 
-    event: Literal["loading", "running", "ready", "step", "beat", "rest", "failed"]
+    event: Literal["loading", "running", "ready", "step", "beat", "rest", "gentle", "failed"]
     step: int = 0
     kind: FailureKind = "crash"
     message: str = ""
@@ -40,6 +45,20 @@ class Reporter:
         given = os.environ.get(REPORT_FD)
         self._descriptor = int(given) if given else None
         self._beat_at = float("-inf")
+        self.stop_asked = False
+
+    def listen_for_stop(self) -> None:
+        """From here on this rank looks at `stop_asked` now and then, and ends by itself, in good order, when it is set.
+
+        The ranks are asked at about the same time, not at the same step: they must agree on one before they stop. To be called
+        from the main thread.
+        """
+
+        def ask(_number: int, _frame: object) -> None:
+            self.stop_asked = True
+
+        signal.signal(STOP_SIGNAL, ask)
+        self.tell(Report("gentle"))
 
     def beat(self) -> None:
         """Something was computed, sent or received: the rank makes progress. Cheap: call it as often as you like."""

@@ -1,223 +1,259 @@
-"""The agent of a job: starts each rank of its node, watches them, and ends all of them when one fails or when it ends itself."""
+"""The agent that decides: starts an attempt's ranks, here and through the peer's agent, judges what both see, tries again or ends.
+
+One node's ranks (the embedded pair has both of them on one) go through the same: there is only nobody to talk to.
+"""
 
 from __future__ import annotations
 
-import os
-import selectors
-import signal
 import socket
-import subprocess
-import sys
 import time
-from dataclasses import dataclass, field
-from pathlib import Path
-from types import FrameType
+from collections.abc import Mapping
+from dataclasses import replace
 
-from cluster import environ
-from launch.agent.report import REPORT_FD, Report, Reports
-from launch.job import JobFolder, JobState
+from launch.agent import talk
+from launch.agent.crew import GENTLE, Crew, Meeting
+from launch.agent.events import Events
+from launch.agent.ledger import Ledger
+from launch.agent.stop import Leaving, StopAsked
+from launch.agent.talk import Order
+from launch.agent.unit import Unit
+from launch.agent.view import LinkView, NodeView
+from launch.agent.watch import SILENT, STARTED_WITHIN, STOPPED, Attempt, Verdict, is_well, judge, rails_up
+from launch.job import JobFolder
 
-# A rank that was asked to end gets this long before it is killed; both sides must be down within 10 s of a failure.
-GRACE = 4.0
-# When one rank dies the others fail on their broken connections; their reports are awaited this long to tell cause from echo.
-ECHO = 1.0
-POLL = 0.1
-
-
-@dataclass
-class _Rank:
-    """A running rank and what it has told."""
-
-    number: int
-    node: str
-    process: subprocess.Popen[bytes]
-    pipe: int
-    reports: Reports = field(default_factory=Reports)
-    failure: Report | None = None
-    died_at: float = 0.0
-
-    def describe(self) -> str:
-        """In words: who, and how it ended."""
-        status = self.process.returncode
-        how = f"was ended by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
-        return f"rank {self.number} (node {self.node}) {how}"
-
-    def advice(self, job: str) -> str:
-        """What its owner can do."""
-        look = f"sparkctl logs {job} --rank {self.number}"
-        if self.process.returncode == -signal.SIGKILL:  # nobody here sent it
-            return f"if the node ran out of memory, `dmesg` there says so; {look}"
-        return look
-
-
-class _StopAsked(Exception):
-    """SIGTERM or SIGINT arrived."""
+TICK = 0.1
+# Both sides must be down within 10 s of a failure; a peer that is silent for longer has seen to it by itself.
+CLEAR_WITHIN = SILENT + 5.0
+# How long it is waited for both nodes to be well again, before the job is given up.
+PATIENCE = 3600.0
 
 
 class Supervisor:
-    """One attempt at a job on this node."""
+    """The head's side of a job, or all of it where there is one node."""
 
-    def __init__(self, folder: JobFolder) -> None:
+    def __init__(self, folder: JobFolder, secrets: Mapping[str, str], unit: Unit) -> None:
         self.folder = folder
-        self.spec = folder.spec()
-        self.state = JobState(state="starting", agent_pid=os.getpid())
-        self.ranks: list[_Rank] = []
-        self._selector = selectors.DefaultSelector()
-
-    def run(self) -> int:
-        """Supervise until the job has ended; returns the agent's exit status."""
-        with self.folder.supervising():
-            for number in (signal.SIGTERM, signal.SIGINT):
-                signal.signal(number, _ask_to_stop)
-            try:
-                self._write(state="starting")
-                self._start()
-                self._watch()
-            except _StopAsked:
-                self._end_all()
-                self._write(state="stopped", reason="stopped on request")
-            except BaseException as error:
-                self._end_all()
-                self._write(state="failed", reason=f"the agent failed: {error}", fix=f"look at {self.folder.agent_log}")
-                raise
-            finally:
-                self._end_all()
-        return 0 if self.state.state == "succeeded" else 1
-
-    def _start(self) -> None:
-        # The store's socket is bound here and handed to rank 0, so its port is known to all ranks and free for certain.
-        with socket.create_server((self.spec.master_addr, 0), backlog=self.spec.world_size * 4) as store:
-            interfaces = tuple(name for _, name in socket.if_nameindex())
-            for spec in self.spec.ranks:
-                rendered = environ.embedded(
-                    rank=spec.rank,
-                    world_size=self.spec.world_size,
-                    cores=os.cpu_count() or 1,
-                    interfaces=interfaces,
-                    port=store.getsockname()[1],
-                )
-                self.ranks.append(self._start_rank(spec.rank, spec.node, rendered, store.fileno()))
-        self._write(rank_pids={rank.number: rank.process.pid for rank in self.ranks})
-
-    def _start_rank(self, number: int, node: str, rendered: dict[str, str], store: int) -> _Rank:
-        read, write = os.pipe()
-        handed = {REPORT_FD: str(write), "SPARKCTL_ATTEMPT": str(self.state.attempt)}
-        passed = [write]
-        if number == 0:
-            handed["SPARKCTL_STORE_FD"] = str(store)
-            passed.append(store)
-        try:
-            with self.folder.log(number).open("ab") as log:
-                process = subprocess.Popen(
-                    [sys.executable, "-P", "-m", "sparkctl", "worker", str(self.folder.path)],
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=log,
-                    env=environ.combine(os.environ, rendered | handed, self.spec.env | environ.secrets_of(os.environ)),
-                    cwd=self.folder.path,
-                    pass_fds=passed,
-                    process_group=0,  # a terminal's Ctrl-C is the command line's business, not the ranks'
-                )
-        finally:
-            os.close(write)
-        rank = _Rank(number, node, process, read)
-        os.set_blocking(read, False)
-        self._selector.register(read, selectors.EVENT_READ, rank)
-        return rank
-
-    def _watch(self) -> None:
-        while True:
-            self._listen(POLL)
-            dead = [rank for rank in self.ranks if rank.process.poll() is not None]
-            for rank in dead:
-                rank.died_at = rank.died_at or time.monotonic()
-            if failed := [rank for rank in dead if rank.process.returncode != 0]:
-                self._fail(failed)
-                return
-            if len(dead) == len(self.ranks):
-                self._write(state="succeeded")
-                return
-
-    def _fail(self, failed: list[_Rank]) -> None:
-        deadline = time.monotonic() + ECHO
-        while time.monotonic() < deadline and not _cause(failed):
-            self._listen(POLL)
-            failed = [rank for rank in self.ranks if rank.process.poll() not in (None, 0)]
-        culprit = _cause(failed) or min(failed, key=lambda rank: rank.died_at or time.monotonic())
-        self._end_all()
-        told = culprit.failure
-        if told is not None and told.kind == "input":
-            self._write(state="failed", reason=told.message, fix=told.fix, failed_rank=culprit.number, wrong_input=True)
-            return
-        self._write(
-            state="failed",
-            reason=culprit.describe() + (f": {told.message}" if told is not None else ""),
-            fix=(told.fix if told is not None else "") or culprit.advice(self.folder.id),
-            failed_rank=culprit.number,
+        self.spec = spec = folder.spec()
+        node = spec.ranks[0].node
+        self.crew = Crew(
+            folder,
+            spec.ranks_of(node) if spec.link else spec.ranks,
+            spec.link.ends(0) if spec.link else (),
+            secrets,
         )
+        self.events = Events(folder)
+        self.ledger = Ledger(folder)
+        self.unit = unit
+        self.wire = talk.wire(folder, spec, 0)
+        if self.wire is not None:
+            self.crew.watch(list(self.wire.sockets))
+        self._order = Order(self.ledger.state)
+        self._told_at = 0.0
 
-    def _listen(self, seconds: float) -> None:
-        if not self._selector.get_map():  # select() would not wait for nothing
-            time.sleep(seconds)
-            return
-        for key, _ in self._selector.select(seconds):
-            rank: _Rank = key.data
-            chunk = os.read(rank.pipe, 65536)
-            if not chunk:  # the rank is gone, or about to be: poll() will say how
-                self._selector.unregister(rank.pipe)
-                os.close(rank.pipe)
-                continue
-            for report in rank.reports.feed(chunk):
-                self._take(rank, report)
+    # The whole of it.
 
-    def _take(self, rank: _Rank, report: Report) -> None:
-        if report.event == "failed":
-            rank.failure = report
-        elif report.event == "running" and rank.number == 0 and self.state.state == "starting":
-            self._write(state="running")
+    def run(self) -> None:
+        """Supervise until the job has ended."""
+        self.events.note("agent started", attempt=self.ledger.state.attempt)
+        try:
+            verdict = self._attempts()
+        except StopAsked:
+            verdict = STOPPED
+        except Leaving:
+            self._leave()
+            raise
+        except BaseException:
+            self._clear()
+            raise
+        self._clear()
+        self._finish(verdict)
 
-    def _end_all(self) -> None:
-        """End every rank and what it started: asked first, killed after the grace."""
-        alive = [rank for rank in self.ranks if rank.process.poll() is None]
-        for rank in alive:
-            _signal_group(rank.process, signal.SIGTERM)
-        deadline = time.monotonic() + GRACE
-        for rank in alive:
-            try:
-                rank.process.wait(max(0.0, deadline - time.monotonic()))
-            except subprocess.TimeoutExpired:
-                _signal_group(rank.process, signal.SIGKILL)
-                rank.process.wait()
+    def _attempts(self) -> Verdict:
+        before = self.ledger.state
+        number, verdict = before.attempt, None
+        if before.state != "staging":  # this agent was there before: its node lost power, or it was killed
+            verdict = Verdict("failed", f"the agent of node {self.crew.node} ended without a word", again=True)
+            number += 1
+        while True:
+            if verdict is not None:
+                verdict = replace(verdict, again=verdict.again and number <= 1 + self.spec.restarts)
+                if not verdict.again:
+                    return verdict
+                self._announce(number, verdict)
+            trouble = self._until_well(first=verdict is None, since=verdict)
+            if trouble is not None:
+                return trouble
+            verdict = self._attempt(number)
+            self._clear()
+            if not verdict.again:
+                return verdict
+            number += 1
 
-    def _write(self, **changes: object) -> None:
-        self.state = self.state.model_copy(update=changes)
-        self.folder.write_state(self.state)
+    def _announce(self, number: int, verdict: Verdict) -> None:
+        again = f"; starts again ({number - 1} of {self.spec.restarts})"
+        self.ledger.change(
+            state="starting", attempt=number, reason=verdict.reason + again, fix=verdict.fix, rank_pids={}
+        )
+        self._order = Order(self.ledger.state, self._order.meeting)
 
+    def _until_well(self, *, first: bool, since: Verdict | None) -> Verdict | None:
+        """Wait until the job can be started; the verdict if it never can."""
+        if not first:
+            self._pause(self.spec.backoff)
+        began, patience = time.monotonic(), STARTED_WITHIN if first else PATIENCE
+        noted = ""
+        while True:
+            if self.folder.stop_asked():
+                return STOPPED
+            trouble = self._trouble(first=first)
+            if not trouble:
+                return None
+            if trouble != noted:
+                noted = trouble
+                self.events.note("waits", reason=trouble)
+            if time.monotonic() - began > patience:
+                before = f" (before: {since.reason})" if since is not None else ""
+                return Verdict(
+                    "failed", f"{trouble}, for {patience:.0f} s{before}", "`sparkctl doctor` looks at both nodes"
+                )
+            self._tick()
 
-def _cause(failed: list[_Rank]) -> _Rank | None:
-    """The rank whose end is a cause: killed, or failed for a reason of its own, not merely the echo of another's end."""
-    own = [
-        rank
-        for rank in failed
-        if rank.process.returncode < 0 or (rank.failure is not None and rank.failure.kind != "peer")
-    ]
-    return min(own, key=lambda rank: rank.died_at or float("inf"), default=None)
+    def _trouble(self, *, first: bool) -> str:
+        """What keeps the job from being started, in words."""
+        nodes = self._nodes()
+        if self.wire is not None and len(nodes) < 2:
+            return f"the agent of node {self.spec.ranks[1].node} does not answer"
+        # The plan has just found that it fits; what that counted on may be in use by the page cache of its own staging.
+        needed = [0 if first else sum(rank.needed for rank in self.spec.ranks_of(node.node)) for node in nodes]
+        return is_well(nodes, self._link(), needed)
 
+    def _pause(self, seconds: float) -> None:
+        until = time.monotonic() + seconds
+        while time.monotonic() < until and not self.folder.stop_asked():
+            self._tick()
 
-def _signal_group(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
-    try:
-        os.killpg(process.pid, number)
-    except ProcessLookupError:
-        return
+    # One attempt.
 
+    def _attempt(self, number: int) -> Verdict:
+        link = self._link()
+        rails = rails_up(self._nodes(), link) if link is not None else ()
+        address = self.spec.link.ends(0)[rails[0]].address if self.spec.link is not None else self.spec.master_addr
+        try:
+            store = socket.create_server((address, 0), backlog=self.spec.world_size * 4)
+        except OSError as error:
+            return Verdict("failed", f"node {self.crew.node}: {address}: {error.strerror}", "`sparkctl up`", again=True)
+        with store:  # handed to rank 0, so that its port is known to all ranks and free for certain
+            meeting = Meeting(number, address, store.getsockname()[1], rails)
+            self.events.note("attempt", attempt=number, rails=list(rails))
+            self.ledger.change(state="starting", attempt=number, rank_pids={}, agent_pid=self.crew.view().agent_pid)
+            self.crew.start(meeting, store)
+        self._order = Order(self.ledger.state, meeting, run=True)
+        self._tell()
+        verdict = self._watch(Attempt(self.spec.id, number, 0.0, self.spec.world_size, self.spec.step_seconds, rails))
+        self.events.note("verdict", state=verdict.state, reason=verdict.reason, again=verdict.again)
+        return verdict
 
-def _ask_to_stop(_number: int, _frame: FrameType | None) -> None:
-    for number in (signal.SIGTERM, signal.SIGINT):  # a second request must not break into the ending of the ranks
-        signal.signal(number, signal.SIG_IGN)
-    raise _StopAsked
+    def _watch(self, attempt: Attempt) -> Verdict:
+        began = time.monotonic()
+        while True:
+            self._tick()
+            nodes = self._nodes()
+            if len(nodes) > 1 and nodes[1].attempt == attempt.number:
+                attempt = replace(attempt, joined=True)
+            self._note(nodes)
+            if asked := self.folder.stop_asked():
+                return self._stop(gently=asked == "gently")
+            verdict = judge(replace(attempt, age=time.monotonic() - began), nodes, self._link())
+            if verdict is not None:
+                return verdict
 
+    def _note(self, nodes: tuple[NodeView, ...]) -> None:
+        """The state as the ranks tell it."""
+        ranks = {rank.number: rank for node in nodes if node.attempt == self.crew.attempt for rank in node.ranks}
+        state = self.ledger.state
+        if 0 in ranks and ranks[0].phase in ("running", "ready") and state.state != ranks[0].phase:
+            self.events.note(ranks[0].phase, attempt=state.attempt)
+            state = state.model_copy(update={"state": ranks[0].phase, "reason": "", "fix": ""})
+        self.ledger.write(state.model_copy(update={"rank_pids": {number: rank.pid for number, rank in ranks.items()}}))
+        self._order = replace(self._order, state=self.ledger.state)
 
-def main(folder: str) -> int:
-    """The agent's entry: supervise the job whose folder is given."""
-    os.umask(0o077)  # of the ranks too: a job's files are for the owner's eyes only
-    return Supervisor(JobFolder(Path(folder))).run()
+    def _stop(self, *, gently: bool) -> Verdict:
+        """Stop as somebody has asked: the ranks that can do so in good order get the time for it."""
+        ranks = [rank for node in self._nodes() for rank in node.ranks if rank.status is None]
+        self.events.note("stop asked", gently=gently)
+        if gently and ranks and all(rank.gentle for rank in ranks):
+            self._order = replace(self._order, gently=True)
+            self.crew.ask_to_stop()
+            deadline = time.monotonic() + GENTLE
+            while time.monotonic() < deadline and self.folder.stop_asked() == "gently":
+                self._tick()
+                if not any(node.busy for node in self._nodes()):
+                    break
+        return STOPPED
+
+    def _clear(self) -> None:
+        """End every rank on both nodes, and wait until they are gone."""
+        self._order = replace(self._order, run=False)
+        self._tell()
+        self.crew.end(self._tick)
+        deadline = time.monotonic() + CLEAR_WITHIN
+        while self.wire is not None and time.monotonic() < deadline:
+            peer = self._peer()
+            if peer is None or not peer.busy or self.wire.silence() > SILENT:
+                break
+            self._tick()
+        self.events.note("ranks ended")
+
+    def _finish(self, verdict: Verdict) -> None:
+        self.ledger.change(
+            state=verdict.state,
+            reason=verdict.reason,
+            fix=verdict.fix,
+            failed_rank=verdict.rank,
+            wrong_input=verdict.wrong_input,
+        )
+        self.events.note("ended", state=verdict.state)
+        self._order = replace(self._order, state=self.ledger.state, run=False, ended=True)
+        self.unit.disable()
+        deadline = time.monotonic() + SILENT
+        while self.wire is not None and time.monotonic() < deadline:
+            self._tick()
+            peer = self._peer()
+            if peer is None or peer.ended:
+                break
+        self.ledger.flush()
+
+    def _leave(self) -> None:
+        """Go, for now: the ranks end, the job does not."""
+        self._order = replace(self._order, run=False)
+        self._tell()
+        self.crew.end(self._tick)
+        self.events.note("leaves")
+
+    # What both see.
+
+    def _nodes(self) -> tuple[NodeView, ...]:
+        """This node and, once it was heard of, the other."""
+        peer = self._peer()
+        return (self.crew.view(),) if peer is None else (self.crew.view(), peer)
+
+    def _peer(self) -> NodeView | None:
+        return NodeView.of(self.wire.body) if self.wire is not None and self.wire.body is not None else None
+
+    def _link(self) -> LinkView | None:
+        if self.wire is None or self.spec.link is None:
+            return None
+        rails = range(len(self.spec.link.rails))
+        return LinkView(self.wire.silence(), tuple(self.wire.silence_of(rail) for rail in rails))
+
+    def _tick(self) -> None:
+        """Listen for a moment, and tell the peer what it is to know."""
+        heard = [self.wire.take(one) for one in self.crew.listen(TICK) if self.wire is not None]
+        if any(heard) or time.monotonic() - self._told_at >= talk.EVERY:
+            self._tell()
+        self.ledger.flush()
+
+    def _tell(self) -> None:
+        self._told_at = time.monotonic()
+        if self.wire is not None:
+            self.wire.tell(self._order.as_json())

@@ -67,25 +67,24 @@ def test_what_a_killed_program_left_half_made_is_no_job_and_is_swept(home: Path)
 
 
 def test_ids_are_the_name_and_four_hex_digits() -> None:
-    assert len({job.new_id("tiny") for _ in range(20)}) > 15
-    name, _, digits = job.new_id("my-recipe").rpartition("-")
+    assert len({job.new_id("tiny", ()) for _ in range(20)}) > 15
+    name, _, digits = job.new_id("my-recipe", {"my-recipe-0000"}).rpartition("-")
     assert name == "my-recipe"
     assert len(digits) == 4
     int(digits, 16)
 
 
 def test_jobs_are_found_by_a_whole_id_a_beginning_or_the_digits() -> None:
-    for id_ in ("tiny-00aa", "tiny-00ab", "tiny", "other-0bad"):
-        job.create(_spec(id_))
-    assert job.find("tiny-00aa").id == "tiny-00aa"
-    assert job.find("tiny").id == "tiny"  # a whole id, though others begin so
-    assert job.find("00ab").id == "tiny-00ab"
-    assert job.find("oth").id == "other-0bad"
+    ids = ("tiny-00aa", "tiny-00ab", "tiny", "other-0bad")
+    assert job.pick(ids, "tiny-00aa") == "tiny-00aa"
+    assert job.pick(ids, "tiny") == "tiny"  # a whole id, though others begin so
+    assert job.pick(ids, "00ab") == "tiny-00ab"
+    assert job.pick(ids, "oth") == "other-0bad"
     with pytest.raises(WrongInputError, match=r"^tiny-00: fits 2 jobs: tiny-00aa, tiny-00ab$"):
-        job.find("tiny-00")
+        job.pick(ids, "tiny-00")
     for unknown in ("bad", "nothing", ""):
         with pytest.raises(WrongInputError):
-            job.find(unknown)
+            job.pick(ids, unknown)
 
 
 def test_jobs_are_listed_oldest_first_and_what_is_no_job_is_not() -> None:

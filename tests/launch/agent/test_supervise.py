@@ -25,7 +25,7 @@ WITHIN, SLACK = 10.0, 5.0
 @pytest.fixture(scope="module")
 def commands(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CommandLine]:
     """A command line with a recipe that goes on for longer than any test."""
-    made = CommandLine(tmp_path_factory.mktemp("agent")).equip(max_steps=100_000, eval_steps=None)
+    made = CommandLine(tmp_path_factory.mktemp("agent")).equip(max_steps=100_000, eval_steps=None, restart={"max": 0})
     yield made
     made.end_all()
 
