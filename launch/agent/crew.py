@@ -87,6 +87,7 @@ class _Rank:
         failure = self.failure or Report("failed")
         return RankView(
             self.spec.rank,
+            self.spec.node,
             self.process.pid,
             self.phase,
             self.step,

@@ -28,6 +28,7 @@ class RankView:
     """
 
     number: int
+    node: str
     pid: int
     phase: Phase = "started"
     step: int = 0

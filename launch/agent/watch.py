@@ -79,22 +79,27 @@ def _left(nodes: Sequence[NodeView]) -> Verdict | None:
 
 
 def _ended(attempt: Attempt, nodes: Sequence[NodeView]) -> Verdict | None:
-    failed = [(node, rank) for node in nodes if node.attempt == attempt.number for rank in node.ranks if rank.status]
+    failed = [rank for rank in _ranks(attempt, nodes) if rank.status]
     if not failed:
         return None
-    causes = [(node, rank) for node, rank in failed if _is_cause(rank)]
-    if not causes and max(rank.dead_for for _, rank in failed) < ECHO:
+    causes = [rank for rank in failed if _is_cause(rank)]
+    if not causes and max(rank.dead_for for rank in failed) < ECHO:
         return None
-    node, rank = max(causes or failed, key=lambda one: one[1].dead_for)
+    rank = max(causes or failed, key=lambda one: one.dead_for)
     if rank.told and rank.kind == "input":
         return Verdict("failed", rank.message, rank.fix, rank.number, wrong_input=True)
     return Verdict(
         "failed",
-        describe(node, rank) + (f": {rank.message}" if rank.told else ""),
+        describe(rank) + (f": {rank.message}" if rank.told else ""),
         rank.fix or _advice(attempt.job, rank),
         rank.number,
         again=rank.kind in ("peer", "crash"),
     )
+
+
+def _ranks(attempt: Attempt, nodes: Sequence[NodeView]) -> list[RankView]:
+    """This attempt's; an agent that has come back tells of none, or of an earlier one's."""
+    return [rank for node in nodes if node.attempt == attempt.number for rank in node.ranks]
 
 
 def _is_cause(rank: RankView) -> bool:
@@ -103,11 +108,11 @@ def _is_cause(rank: RankView) -> bool:
     return rank.status < 0 or (rank.told and rank.kind != "peer")
 
 
-def describe(node: NodeView, rank: RankView) -> str:
+def describe(rank: RankView) -> str:
     """In words: who, and how it ended."""
     status = rank.status or 0
     how = f"was ended by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
-    return f"rank {rank.number} (node {node.node}) {how}"
+    return f"rank {rank.number} (node {rank.node}) {how}"
 
 
 def _advice(job: str, rank: RankView) -> str:
@@ -158,27 +163,25 @@ def _memory(nodes: Sequence[NodeView]) -> Verdict | None:
 
 
 def _standing_still(attempt: Attempt, nodes: Sequence[NodeView]) -> Verdict | None:
-    ranks = [
-        (node, rank) for node in nodes if node.attempt == attempt.number for rank in node.ranks if rank.status is None
-    ]
-    for node, rank in ranks:
+    ranks = [rank for rank in _ranks(attempt, nodes) if rank.status is None]
+    for rank in ranks:
         if rank.halted_for > HALTED:
             return Verdict(
                 "failed",
-                f"rank {rank.number} (node {node.node}) is stopped, as by SIGSTOP, for {HALTED:g} s",
+                f"rank {rank.number} (node {rank.node}) is stopped, as by SIGSTOP, for {HALTED:g} s",
                 f"look who stopped process {rank.pid} there",
                 rank.number,
                 again=True,
             )
-    slowest = max((rank.slowest for _, rank in ranks), default=0.0)
+    slowest = max((rank.slowest for rank in ranks), default=0.0)
     patience = max(STILL, STILL_STEPS * attempt.step_seconds, STILL_STEPS * slowest)
-    still = [(node, rank) for node, rank in ranks if rank.still_for is not None and rank.still_for > patience]
+    still = [rank for rank in ranks if rank.still_for is not None and rank.still_for > patience]
     if not still:
         return None
-    node, rank = max(still, key=lambda one: (one[1].halted_for, one[1].still_for or 0.0))
+    rank = max(still, key=lambda one: (one.halted_for, one.still_for or 0.0))
     return Verdict(
         "failed",
-        f"rank {rank.number} (node {node.node}) has made no progress for {patience:.0f} s, after step {rank.step}",
+        f"rank {rank.number} (node {rank.node}) has made no progress for {patience:.0f} s, after step {rank.step}",
         f"sparkctl logs {attempt.job} --rank {rank.number}; `sparkctl doctor` looks at the link",
         rank.number,
         again=True,
@@ -202,7 +205,7 @@ def _absent(attempt: Attempt, nodes: Sequence[NodeView]) -> Verdict | None:
 
 
 def _succeeded(attempt: Attempt, nodes: Sequence[NodeView]) -> Verdict | None:
-    ranks = [rank for node in nodes if node.attempt == attempt.number for rank in node.ranks]
+    ranks = _ranks(attempt, nodes)
     if len(ranks) == attempt.world and all(rank.status == 0 for rank in ranks):
         return SUCCEEDED
     return None
