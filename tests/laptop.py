@@ -158,7 +158,7 @@ def laptop_with_pair(shared: Path, **options: Any) -> Iterator[Laptop]:
         laptop = Laptop(lab, shared)
         models.make(shared / "model")
         (shared / "rows.jsonl").write_text("".join(rows()))
-        for path in (shared / "model").iterdir():  # safetensors writes for its owner alone, who is root here and nobody there
+        for path in (shared / "model").iterdir():  # safetensors writes for its owner alone
             path.chmod(0o644)
         pair_up(laptop)
         yield laptop
