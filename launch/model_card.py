@@ -13,7 +13,7 @@ from typing import NamedTuple
 from cluster.errors import WrongInputError
 from launch import architecture, kv_cache, model_config, tensors, weights
 from launch.architecture import Shape
-from launch.contents import Contents
+from launch.contents import ADAPTER, Contents
 from launch.kv_cache import LayerCache
 from launch.model_config import ModelConfig
 from launch.precision import ELEMENT_BYTES, TORCH_TYPES, Kind, Weight
@@ -260,6 +260,24 @@ def adapter_elements(folder: Path, layers: int) -> tuple[int, ...]:
             f"{folder}: is no PEFT adapter folder ({path.name}: {reason})",
             "give `adapter_path` the adapter/ folder of a job",
         ) from None
+    return _elements(found, layers)
+
+
+def adapter_elements_of(contents: Contents, layers: int) -> tuple[int, ...]:
+    """The same of an adapter's folder on a node.
+
+    Raises:
+        WrongInputError: the folder is no adapter of safetensors.
+    """
+    if ADAPTER not in contents.headers:
+        raise WrongInputError(
+            f"{contents.path}: is no PEFT adapter folder (no {ADAPTER} in it)",
+            "give `adapter_path` the adapter/ folder of a job",
+        )
+    return _elements(tensors_of(contents, contents.path), layers)
+
+
+def _elements(found: Iterable[Tensor], layers: int) -> tuple[int, ...]:
     elements = [0] * layers
     for tensor in found:
         layer = _LAYER.search(tensor.name)

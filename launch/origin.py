@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -12,12 +11,11 @@ from pathlib import Path
 from cluster.errors import FailedError, WrongInputError
 from cluster.transport import Transport, shipped
 from launch import contents as looking
-from launch import hub, model_card, placement
+from launch import hub, model_card, placement, recipe
 from launch.contents import Contents
 from launch.model_card import ModelCard
 
 HERE = ""  # the machine on which the command runs, where that is no node
-_ON_NODE = re.compile(r"([A-Za-z0-9][\w.-]{0,62}):([/~].*)", re.DOTALL)
 _LOOK_SECONDS = 120.0  # a large checkpoint on a slow disk has two hundred headers
 _LOOK_LIMIT = 256 << 20
 
@@ -50,11 +48,6 @@ class Origin:
         return model_card.of_contents(self.contents, self.contents.path)
 
 
-def is_on_node(reference: str) -> bool:
-    """Whether it names a node and a path there: NODE:/PATH."""
-    return _ON_NODE.fullmatch(reference) is not None
-
-
 def find(reference: str, nodes: Sequence[Transport], *, local: str | None, what: str = "model") -> Origin:
     """Where something lies. A folder of this machine comes first, then one of a node, then the hub.
 
@@ -67,8 +60,9 @@ def find(reference: str, nodes: Sequence[Transport], *, local: str | None, what:
         WrongInputError: it is nowhere.
         FailedError: a node or the hub cannot be asked.
     """
-    if named := _ON_NODE.fullmatch(reference):
-        return _there(reference, named[1], named[2], nodes)
+    if recipe.is_on_node(reference):
+        name, _, path = reference.partition(":")
+        return _there(reference, name, path, nodes)
     absolute = Path(reference).is_absolute()
     found = _at_once(nodes, reference) if absolute else {}
     here = looking.look(reference) if Path(reference).exists() else None

@@ -22,6 +22,7 @@ __all__ = [
     "Recipe",
     "Restart",
     "Sides",
+    "is_on_node",
     "json_schema",
     "load",
     "parse_dump",
@@ -57,6 +58,8 @@ def load(path: Path, overrides: Sequence[str] = (), *, must_exist: bool = False)
     found becomes absolute. What is not found stays as written, a Hugging Face id such as `Qwen/Qwen3-32B` (so a folder
     of that name wins over the hub, as in transformers), unless it starts with `./` or `../`: that counts from the
     recipe. `output_dir` counts from the current folder alone: ready recipes may lie where nobody can write.
+
+    `NODE:/PATH` is a path on that node of the pair, and stays as written too.
 
     With `must_exist`, what can only be a path of this machine (`~`, `./`, `../`, a data file's ending) has to be there.
 
@@ -140,6 +143,8 @@ def _references(recipe: Recipe) -> Iterator[tuple[tuple[str | int, ...], str]]:
 def _locate(reference: str, folders: Sequence[Path]) -> str:
     """The absolute path that `reference` means, or `reference` itself where it can be no more than a hub's id."""
     path = _expanded(reference)
+    if is_on_node(reference):
+        return reference
     if path.is_absolute():
         return str(path)
     candidates = [_tidy(folder / path) for folder in folders]
@@ -160,7 +165,16 @@ def _is_explicit(reference: str) -> bool:
     return reference in (".", "..") or reference.startswith(("./", "../"))
 
 
+def is_on_node(reference: str) -> bool:
+    """Whether it names a node of the pair and a path there: NODE:/PATH or NODE:~/PATH."""
+    return re.fullmatch(r"[A-Za-z0-9][\w.-]{0,62}:[/~].*", reference, re.DOTALL) is not None
+
+
 def _only_local(reference: str) -> bool:
+    return not is_on_node(reference) and _names_a_path(reference)
+
+
+def _names_a_path(reference: str) -> bool:
     return _is_explicit(reference) or reference.startswith("~") or reference.endswith(_DATA_ENDINGS)
 
 
