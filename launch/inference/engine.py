@@ -16,7 +16,7 @@ import torch.distributed as dist
 from transformers.cache_utils import DynamicCache
 
 from launch.inference.request import Sampling
-from launch.inference.sampler import Sampler
+from launch.inference.sampler import Row, draw
 from launch.shard.handoff import Handoff
 from launch.shard.stage import Stage
 
@@ -63,7 +63,7 @@ class _Group:
         columns = torch.arange(length)
         self.mask = (columns >= padding[:, None]).long().to(stage.device)
         self.next_position = (length - padding).to(stage.device)
-        self.sampler: Sampler | None = None
+        self.rows: list[Row] = []
 
     def advance(self, stage: Stage, inputs: torch.Tensor, *, prefill: bool) -> torch.Tensor:
         """Run the stage over a whole left-padded prompt, or over one new token of each row."""
@@ -150,7 +150,7 @@ class Engine:
         rows, length = ids.shape
         if padding is not None:
             self._groups[group] = _Group(self.stage, padding, length)
-            self._groups[group].sampler = Sampler(samplings)
+            self._groups[group].rows = [Row(sampling) for sampling in samplings]
         if self.handoff.world > 1:
             self._send_header(order, group, rows, length)
             if padding is not None:
@@ -188,7 +188,7 @@ class Engine:
                 facts = self.handoff.recv_forward((rows, FACTS), torch.float64, device=CPU, tag=group)
                 padding, samplings = _decode(facts)
                 self._groups[group] = _Group(self.stage, padding, length)
-                self._groups[group].sampler = Sampler(samplings)
+                self._groups[group].rows = [Row(sampling) for sampling in samplings]
                 if not self.stage.cut.last:
                     self.handoff.send_forward(facts, tag=group)
             hidden = self.handoff.recv_forward((rows, length, self.stage.hidden_size), self.stage.dtype, tag=group)
@@ -199,9 +199,7 @@ class Engine:
                 self.handoff.send_forward(output, tag=group)
 
     def _draw(self, group: int, logits: torch.Tensor) -> torch.Tensor:
-        sampler = self._groups[group].sampler
-        assert sampler is not None
-        return sampler.draw(logits[:, -1])
+        return torch.tensor(draw(logits[:, -1], self._groups[group].rows))
 
 
 # Headers travel apart from the groups' tensors, whose tags are the groups' numbers.
