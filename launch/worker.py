@@ -58,7 +58,7 @@ def _run(folder: JobFolder, reporter: Reporter) -> None:
     spec = folder.spec()
     _place(spec)
     reporter.tell(Report("loading"))
-    work = _work(spec.recipe["kind"])
+    work = _work(spec)
     import torch
 
     if spec.embedded and spec.world_size > 1:
@@ -73,18 +73,20 @@ def _run(folder: JobFolder, reporter: Reporter) -> None:
     leave()
 
 
-def _work(kind: str) -> Callable[[JobFolder, JobSpec, int, torch.device, Reporter], None]:
-    """What a rank does for a recipe of this kind.
+def _work(spec: JobSpec) -> Callable[[JobFolder, JobSpec, int, torch.device, Reporter], None]:
+    """What a rank does for a job of this kind.
 
     Its imports make hundreds of thousands of objects that stay for good: to look for garbage among them costs a second now, and
     more in every later round.
     """
     gc.disable()
     run: Callable[[JobFolder, JobSpec, int, torch.device, Reporter], None]
-    if kind == "finetune":
+    if spec.recipe["kind"] == "finetune":
         from launch.finetune.loop import run
-    else:
+    elif spec.requests:
         from launch.inference.batch import run
+    else:
+        from launch.inference.serve import run
     gc.freeze()
     gc.enable()
     return run

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,14 +10,16 @@ import click
 
 from sparkctl import __version__
 from sparkctl.options import Options, common
+from sparkctl.words import harmless
 
 if TYPE_CHECKING:
-    from launch.handle import PairHandle
+    from launch.handle import JobHandle, PairHandle
     from launch.inference.request import Request
     from launch.questions import Answer, Answers
     from launch.start import Prepared
 
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # all but tab and line feed
+# How many questions a server is asked at once.
+AT_ONCE = 16
 
 
 @click.command()
@@ -31,6 +32,7 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # all but tab and line 
     metavar="KEY=VALUE",
     help="Replace a key of the inference recipe; may be repeated.",
 )
+@click.option("--model", help="Of a served job with several models: which one to ask.")
 @click.option("--max-tokens", type=click.IntRange(min=1), default=256, show_default=True, help="The longest answer.")
 @click.option(
     "--temperature", type=click.FloatRange(0, 10), default=0.0, show_default=True, help="0 takes the likeliest words."
@@ -45,20 +47,31 @@ def ask(
     target: str,
     questions: tuple[str, ...],
     overrides: tuple[str, ...],
+    model: str | None,
     max_tokens: int,
     temperature: float,
     top_p: float,
     seed: int,
 ) -> int:
-    """Ask JOB (a fine-tune) or RECIPE (kind: inference) one or more questions, answered side by side."""
+    """Ask JOB (served, or a fine-tune) or RECIPE (kind: inference) one or more questions, answered side by side."""
+    from cluster.errors import WrongInputError
     from launch.inference.request import Sampling
     from launch.questions import requests
 
     asked = requests(
         questions, max_tokens=max_tokens, sampling=Sampling(temperature=temperature, top_p=top_p, seed=seed)
     )
+    is_job = Path(target).suffix not in (".yaml", ".yml")
+    if is_job and overrides:
+        raise WrongInputError("--set goes with a recipe file, not with a job", f"sparkctl ask {target} 'your question'")
     with options.pair() as pair:
-        answers = answer(options, pair, _prepare(options, pair, target, overrides), asked)
+        served = pair.find(target) if is_job else None
+        if served is not None and served.spec.recipe["kind"] == "inference":
+            answers = _answer_served(options, pair, served, asked, model)
+        elif model is not None:
+            raise WrongInputError("--model goes with a served job", f"sparkctl ask {target} 'your question'")
+        else:
+            answers = answer(options, pair, _prepare(options, target, served, overrides), asked)
     if options.json:
         rows = [
             {"question": a.question, "answer": a.text, "tokens": a.tokens, "finish_reason": a.finish_reason}
@@ -97,7 +110,7 @@ def answer(
             for entry in update.entries:
                 piece = answers.take(entry)
                 if stream:
-                    click.echo(_harmless(piece), nl=False)
+                    click.echo(harmless(piece), nl=False)
         if state is None or state.state != "succeeded":
             raise run.failure(job, state or job.state())
     except KeyboardInterrupt:
@@ -114,18 +127,50 @@ def answer(
     return answers
 
 
-def _prepare(options: Options, pair: PairHandle, target: str, overrides: tuple[str, ...]) -> Prepared:
+def _answer_served(
+    options: Options, pair: PairHandle, job: JobHandle, asked: tuple[Request, ...], model: str | None
+) -> Answers:
+    """Have a running server answer, all questions at once; a single answer is shown as it is written."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    from launch.questions import Answers
+    from sparkctl.reach import reach
+
+    answers = Answers.to(asked)
+    stream = not options.json and len(asked) == 1
+    reached = reach(pair, job)
+    name, client = reached.model(model), reached.client()
+
+    def ask_one(request: Request) -> None:
+        sampling = {**request.sampling.model_dump(exclude_defaults=True), "temperature": request.sampling.temperature}
+        messages = [{"role": turn.role, "content": turn.content} for turn in request.turns]
+        one = answers.of[request.id]
+        for piece in client.chat(messages, model=name, max_tokens=request.max_tokens, **sampling):
+            one.text += piece.text
+            one.tokens = piece.tokens or one.tokens
+            one.finish_reason = piece.finish_reason or one.finish_reason
+            if stream:
+                click.echo(harmless(piece.text), nl=False)
+
+    if stream:
+        ask_one(asked[0])
+        click.echo()
+        return answers
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        list(pool.map(ask_one, asked))
+    if not options.json:
+        _print_all(list(answers.of.values()))
+    return answers
+
+
+def _prepare(options: Options, target: str, job: JobHandle | None, overrides: tuple[str, ...]) -> Prepared:
     from cluster.errors import WrongInputError
     from launch import questions, start
     from launch.recipe import InferenceRecipe
 
     inventory = options.inventory()
-    if Path(target).suffix not in (".yaml", ".yml"):
-        if overrides:
-            raise WrongInputError(
-                "--set goes with a recipe file, not with a job", f"sparkctl ask {target} 'your question'"
-            )
-        return start.prepare(questions.recipe_for(pair.find(target)), inventory, source=target)
+    if job is not None:
+        return start.prepare(questions.recipe_for(job), inventory, source=target)
     prepared = start.prepare_file(Path(target), overrides, inventory)
     if not isinstance(prepared.recipe, InferenceRecipe):
         raise WrongInputError(
@@ -147,9 +192,4 @@ def _introduce(options: Options, prepared: Prepared) -> None:
 def _print_all(answers: list[Answer]) -> None:
     for index, one in enumerate(answers):
         click.echo(("\n" if index else "") + click.style(one.question, bold=True))
-        click.echo(_harmless(one.text))
-
-
-def _harmless(text: str) -> str:
-    """Without control characters: what a model says must not move the cursor, or worse. `--json` has them, escaped."""
-    return _CONTROL.sub("", text)
+        click.echo(harmless(one.text))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from sparkctl.bench_serve import serve
 from sparkctl.options import Options, common
 
 if TYPE_CHECKING:
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
 @click.group()
 def bench() -> None:
     """Measure what the pair gives."""
+
+
+bench.add_command(serve)
 
 
 @bench.command()

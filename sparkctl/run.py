@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from cluster.errors import SparkctlError
-    from launch.handle import JobHandle
+    from launch.handle import JobHandle, PairHandle
     from launch.job import JobState
     from launch.start import Prepared
 
@@ -64,12 +64,6 @@ def run(options: Options, recipe: Path, overrides: tuple[str, ...], detach: bool
     if dry_run:
         _show_all(options, prepared)
         return 0
-    if isinstance(prepared.recipe, InferenceRecipe):
-        from cluster.errors import RefusedError
-
-        raise RefusedError(
-            f"{recipe}: serving over HTTP is not in this version of sparkctl", f"sparkctl ask {recipe} 'your question'"
-        )
     if not detach:
         _show(options, prepared)
     with options.pair() as pair:
@@ -81,6 +75,8 @@ def run(options: Options, recipe: Path, overrides: tuple[str, ...], detach: bool
             click.echo(json.dumps({"job": job.id}) if options.json else job.id)
             return 0
         options.say(f"job {job.id}: {job.folder}")
+        if isinstance(prepared.recipe, InferenceRecipe):
+            return _served(options, pair, job)
         return _end(options, job, follow_training(options, job))
 
 
@@ -124,6 +120,17 @@ def follow_training(options: Options, job: JobHandle) -> JobState | None:
         click.echo(f"\ndetached; the job goes on. sparkctl logs -f {job.id} | sparkctl stop {job.id}", err=True)
         return None
     return state
+
+
+def _served(options: Options, pair: PairHandle, job: JobHandle) -> int:
+    from sparkctl import serving
+
+    state = serving.follow(options, pair, job)
+    if state is not None and state.state == "failed":
+        raise failure(job, state)
+    if state is not None:
+        options.say(f"job {job.id} has ended: {state.reason or state.state}")
+    return 0
 
 
 def tell_lost(error: SparkctlError) -> None:

@@ -6,10 +6,11 @@ import json
 import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -26,10 +27,15 @@ class Reader:
     """Someone who follows a page: a folder with a model and the page's recipe, and a home for jobs."""
 
     folder: Path
+    kind: str = "finetune"  # of the job that JOB stands for
+    words: dict[str, str] = field(default_factory=dict)  # what a tunnel has told: where a page says 8000 and KEY
+    tunnels: list[subprocess.Popen[str]] = field(default_factory=list)
 
     def run(self, command: str, *, seconds: float = 120) -> subprocess.CompletedProcess[str]:
         """Run one line of a page; placeholders stand for what the lines before it made."""
         argv = [self._real(word) for word in shlex.split(command, comments=True)]
+        if argv[:2] == ["sparkctl", "tunnel"]:
+            return self._open(argv)
         output = None
         if ">" in argv:
             output = self.folder / argv[argv.index(">") + 1]
@@ -43,14 +49,43 @@ class Reader:
             output.write_text(done.stdout)
         return done
 
+    def _open(self, argv: list[str]) -> subprocess.CompletedProcess[str]:
+        """A tunnel, open until the reader has finished, on a port that is free here."""
+        port = argv.index("--port")
+        process = subprocess.Popen(
+            [*argv[:port], *argv[port + 2 :], "--json"],
+            cwd=self.folder,
+            env=self._environment(),
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        self.tunnels.append(process)
+        assert process.stdout is not None
+        told = json.loads(process.stdout.readline())
+        self.words = {"http://127.0.0.1:8000/v1": told["base_url"], "KEY": told["api_key"]}
+        return subprocess.CompletedProcess(argv, 0, "", "")
+
+    def close(self) -> None:
+        """End what still runs."""
+        for process in self.tunnels:
+            process.send_signal(signal.SIGINT)
+            process.wait(60)
+        for job in json.loads(self.run("sparkctl jobs --json").stdout):
+            self.run(f"sparkctl stop {job['id']} -q")
+
     def _environment(self) -> dict[str, str]:
         return {**os.environ, "SPARKCTL_HOME": str(self.folder / "home"), "PATH": f"{BIN}:{os.environ['PATH']}"}
 
     def _real(self, word: str) -> str:
         if word in ("JOB", "JOB_FOLDER"):
             jobs = json.loads(self.run("sparkctl jobs --json").stdout)
-            first = next(job["id"] for job in jobs if job["kind"] == "finetune" and job["state"] == "succeeded")
+            serves = self.kind == "inference"  # such a job is waited for
+            first = next(
+                job["id"] for job in jobs if job["kind"] == self.kind and (serves or job["state"] == "succeeded")
+            )
             return first if word == "JOB" else str(self.folder / "home" / "jobs" / first)
+        for told, real in self.words.items():
+            word = word.replace(told, real)
         return word.removeprefix(".venv/bin/")
 
 
@@ -68,8 +103,7 @@ def reader(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Reader]:
     reader = Reader(folder)
     reader.run("sparkctl dataset json -o pairs.jsonl -q")
     yield reader
-    for job in json.loads(reader.run("sparkctl jobs --json").stdout):
-        reader.run(f"sparkctl stop {job['id']} -q")
+    reader.close()
 
 
 def commands(page: Path) -> list[str]:
@@ -83,6 +117,11 @@ def commands(page: Path) -> list[str]:
 def test_every_command_of_the_page_works(page: Path, reader: Reader) -> None:
     lines = commands(page)
     assert lines
+    reader.kind = "inference" if page.name == "serving.md" else "finetune"
+    if reader.kind == "inference":
+        recipe = re.search(r"```yaml\n(kind: .*?)```", page.read_text(), re.DOTALL)
+        assert recipe is not None
+        (reader.folder / "serve.yaml").write_text(recipe[1])
     for line in lines:
         if " -o pairs.jsonl" in line:
             (reader.folder / "pairs.jsonl").unlink(missing_ok=True)

@@ -15,11 +15,11 @@ _CHUNK = 1 << 16
 
 
 class Tunnel:
-    """Listens from the moment it is made until `close`. `dial` opens a channel to the node's port, or raises."""
+    """Listens from the moment it is made until `close`. `dial` opens a channel to the node's port, or raises; `port` 0 is any."""
 
-    def __init__(self, dial: Callable[[], Any]) -> None:
+    def __init__(self, dial: Callable[[], Any], *, port: int = 0) -> None:
         self._dial = dial
-        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._listener = socket.create_server(("127.0.0.1", port))
         self.port: int = self._listener.getsockname()[1]
         threading.Thread(target=self._accept, daemon=True).start()
 

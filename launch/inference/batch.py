@@ -47,14 +47,14 @@ def run(folder: JobFolder, spec: JobSpec, rank: int, device: torch.device, repor
 
 def load_stage(recipe: InferenceRecipe, spec: JobSpec, rank: int, device: torch.device) -> Stage:
     """This rank's layers, with those parts of the adapter that belong to them."""
-    stage = Stage.load(Path(recipe.base_model), spec.cut(rank), dtype=_dtype(device), device=device)
+    stage = Stage.load(Path(recipe.base_model), spec.cut(rank), dtype=working_type(device), device=device)
     if recipe.adapter_path:
         add_adapter(stage, Path(recipe.adapter_path))
     return stage
 
 
-def add_adapter(stage: Stage, folder: Path) -> None:
-    """Put a PEFT adapter on a stage, in place. Tensors of other stages' layers are left alone.
+def add_adapter(stage: Stage, folder: Path) -> Any:
+    """Put a PEFT adapter on a stage, in place; returns the adapted model. Tensors of other stages' layers are left alone.
 
     Raises:
         WrongInputError: the folder is no adapter, or lacks tensors for layers of this stage.
@@ -77,6 +77,7 @@ def add_adapter(stage: Stage, folder: Path) -> None:
         raise WrongInputError(
             f"{folder}: lacks {lacking[0]} and {len(lacking) - 1} more tensors", "it was made for another model"
         )
+    return adapted
 
 
 def stop_tokens(recipe: InferenceRecipe, tokenizer: Any) -> frozenset[int]:
@@ -153,5 +154,5 @@ def _write(file: TextIO, entry: dict[str, Any]) -> None:
     file.flush()
 
 
-def _dtype(device: torch.device) -> torch.dtype:
+def working_type(device: torch.device) -> torch.dtype:
     return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32

@@ -63,7 +63,7 @@ class GenerationRequest:
     """A prompt for the engine, as token ids.
 
     `adapter` names one of the engine's adapters, None the model as it is. With `prompt_logprobs` the first event tells every prompt
-    token's log probability and those of so many likeliest ones in its place.
+    token's log probability and those of so many likeliest ones in its place. `keep_special` makes special tokens part of the text.
     """
 
     id: str
@@ -72,3 +72,4 @@ class GenerationRequest:
     sampling: Sampling = Sampling()  # noqa: RUF009 - it is frozen
     adapter: str | None = None
     prompt_logprobs: int | None = None
+    keep_special: bool = False

@@ -58,6 +58,13 @@ class Handoff:
         assert work is not None
         return work, buffer
 
+    def await_back(self, shape: tuple[int, ...], dtype: torch.dtype, tag: int) -> tuple[dist.Work, torch.Tensor]:
+        """As `await_tokens`, for any tensor of the CPU that the last stage returns."""
+        buffer = torch.empty(shape, dtype=dtype)
+        work = dist.irecv(buffer, src=self.world - 1, group=self._backward, tag=tag)
+        assert work is not None
+        return work, buffer
+
     def flush(self) -> None:
         """Wait until every send has left."""
         while self._sends:

@@ -21,8 +21,12 @@ MOST_LOGPROBS = 20
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
 
 
-def _listed(value: Any) -> Any:
-    return (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list) else value
+def _tuple(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _texts(value: Any) -> Any:
+    return (value,) if isinstance(value, str) else _tuple(value)
 
 
 def _stops(stops: tuple[str, ...]) -> tuple[str, ...]:
@@ -31,9 +35,9 @@ def _stops(stops: tuple[str, ...]) -> tuple[str, ...]:
     return stops
 
 
-Tokens = Annotated[tuple[TokenId, ...], BeforeValidator(_listed)]
+Tokens = Annotated[tuple[TokenId, ...], BeforeValidator(_tuple)]
 Stops = Annotated[
-    tuple[str, ...], BeforeValidator(_listed), AfterValidator(_stops), says("a text or a list of at most 16 texts")
+    tuple[str, ...], BeforeValidator(_texts), AfterValidator(_stops), says("a text or a list of at most 16 texts")
 ]
 
 
@@ -76,7 +80,7 @@ class _Asked(_Shape):
     frequency_penalty: float | None = Field(default=None, ge=-2, le=2)
     seed: int | None = Field(default=None, ge=-(2**63), lt=2**63)
     stop: Stops | None = None
-    stop_token_ids: Annotated[Tokens | None, Field(max_length=MOST_STOPS)] = None
+    stop_token_ids: Annotated[Tokens, Field(max_length=MOST_STOPS)] | None = None
     ignore_eos: bool = False
     max_tokens: int | None = Field(default=None, ge=1, le=2**31)
     n: int | None = Field(default=None, ge=1, le=MOST_CHOICES)
@@ -187,7 +191,7 @@ class Message(_Lenient):
     content: Annotated[str | None, BeforeValidator(_text_of)] = None
     reasoning_content: str | None = None
     name: str | None = None
-    tool_calls: Annotated[tuple[ToolCall, ...] | None, BeforeValidator(_listed)] = None
+    tool_calls: Annotated[tuple[ToolCall, ...], BeforeValidator(_tuple)] | None = None
     tool_call_id: str | None = None
 
     @model_validator(mode="after")
@@ -222,11 +226,11 @@ def _free_choice(value: Any) -> Any:
 class ChatRequest(_Asked):
     """POST /v1/chat/completions."""
 
-    messages: Annotated[tuple[Message, ...], BeforeValidator(_listed), Field(min_length=1, max_length=4096)]
+    messages: Annotated[tuple[Message, ...], BeforeValidator(_tuple), Field(min_length=1, max_length=4096)]
     max_completion_tokens: int | None = Field(default=None, ge=1, le=2**31)
     logprobs: bool | None = None
     top_logprobs: int | None = Field(default=None, ge=0, le=MOST_LOGPROBS)
-    tools: Annotated[tuple[Tool, ...] | None, BeforeValidator(_listed), Field(max_length=MOST_TOOLS)] = None
+    tools: Annotated[tuple[Tool, ...], BeforeValidator(_tuple), Field(max_length=MOST_TOOLS)] | None = None
     tool_choice: Annotated[Literal["auto", "none"] | None, BeforeValidator(_free_choice)] = None
     parallel_tool_calls: bool | None = None
     reasoning_effort: str | None = Field(default=None, max_length=32)

@@ -132,7 +132,7 @@ class Listener:
         elif mark or last:
             calls = block.read(inside)
             said += [Said(call=call) for call in calls]
-            self._fresh = self._fresh and not calls
+            self._fresh = self._fresh or bool(calls)  # blank lines after a call are no answer either
             if not calls:
                 self._answer(said, block.start + inside + mark)
             self._held = rest

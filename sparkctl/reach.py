@@ -1,0 +1,146 @@
+"""From a job's name to someone who answers: what `ask`, `chat`, `tunnel` and `bench serve` begin with."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from launch.handle import JobHandle, PairHandle
+    from launch.inference.client import Client
+    from launch.inference.endpoint import Endpoint
+    from sparkctl.options import Options
+
+# Seconds that a server may take to get ready.
+READY_WITHIN = 900.0
+
+
+@dataclass(frozen=True)
+class Reached:
+    """A served job, and the way to it from here."""
+
+    pair: PairHandle
+    job: JobHandle
+    endpoint: Endpoint
+    key: str
+
+    def client(self) -> Client:
+        """Whom to ask, at a port of this machine."""
+        from launch.inference.client import Client
+
+        host, port = self.address(self.endpoint)
+        return Client(host, port, self.key)
+
+    def address(self, endpoint: Endpoint) -> tuple[str, int]:
+        """Where an endpoint of the head is to be reached from here: through SSH where the head is another machine."""
+        from launch.handle import LocalNode
+
+        if isinstance(self.job.head, LocalNode):
+            return endpoint.host, endpoint.port
+        return "127.0.0.1", self.pair.transport(self.job.head.name).forward(endpoint.port)
+
+    def model(self, wanted: str | None) -> str:
+        """The model to name in requests.
+
+        Raises:
+            WrongInputError: the job serves no such model.
+        """
+        from cluster.errors import WrongInputError
+
+        if wanted is None:
+            return self.endpoint.models[0]
+        if wanted not in self.endpoint.models:
+            raise WrongInputError(
+                f"--model {wanted}: job {self.job.id} serves {', '.join(self.endpoint.models)}", "choose one of those"
+            )
+        return wanted
+
+
+@contextmanager
+def reaching(options: Options, job: str) -> Iterator[Reached]:
+    """A served job, as long as the block runs; one that is still loading is waited for.
+
+    Raises:
+        WrongInputError: no such job. RefusedError: it serves nothing, or has ended. FailedError: it has failed.
+    """
+    with options.pair() as pair:
+        yield reach(pair, pair.find(job))
+
+
+def reach(pair: PairHandle, job: JobHandle) -> Reached:
+    """The same for a job that is known.
+
+    Raises:
+        RefusedError: it serves nothing, or has ended. FailedError: it has failed.
+    """
+    from cluster.errors import FailedError, RefusedError
+    from launch.follow import pause
+    from launch.inference.endpoint import key_of
+
+    kind = job.spec.recipe["kind"]
+    if kind != "inference":
+        raise RefusedError(f"job {job.id} serves nothing (kind: {kind})", "run a recipe of kind: inference")
+    deadline = time.monotonic() + READY_WITHIN
+    while True:
+        state, files = job.look({"key": 0})
+        endpoint = endpoint_of(job) if state.state == "ready" else None
+        if endpoint is not None:
+            return Reached(pair, job, endpoint, key_of(files["key"].decode().strip()))
+        if state.state == "failed":
+            raise FailedError(f"job {job.id} failed: {state.reason}", state.fix)
+        if state.ended:
+            raise RefusedError(f"job {job.id} is {state.state}", "run its recipe again")
+        if time.monotonic() > deadline:
+            raise RefusedError(f"job {job.id} is {state.state}, not ready yet", f"sparkctl logs -f {job.id}")
+        time.sleep(pause(job))
+
+
+def endpoint_of(job: JobHandle) -> Endpoint | None:
+    """Where it answers; None as long as it has not said so."""
+    from launch.inference import endpoint
+
+    told = job.look({endpoint.FILE: 0})[1][endpoint.FILE]
+    return endpoint.Endpoint.parse(told, job.path(endpoint.FILE)) if told else None
+
+
+class Bridge:
+    """A port of this machine that leads to the job wherever it then is: each connection finds the way anew where it was lost."""
+
+    def __init__(self, reached: Reached, port: int | None) -> None:
+        from cluster.errors import WrongInputError
+        from cluster.transport.tunnel import Tunnel
+
+        self._reached = reached
+        self._known: tuple[Endpoint, tuple[str, int]] | None = None
+        try:
+            self._tunnel = Tunnel(self._dial, port=port or 0)
+        except OSError as error:
+            reason = (error.strerror or str(error)).partition(" (")[0]
+            raise WrongInputError(f"--port {port}: {reason}", "choose another, or leave it out") from None
+        self.port = self._tunnel.port
+
+    def __enter__(self) -> Bridge:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._tunnel.close()
+
+    def _dial(self) -> socket.socket:
+        if self._known is not None:
+            with contextlib.suppress(OSError):
+                return _connect(self._known[1])
+        endpoint = endpoint_of(self._reached.job)  # it may have been restarted, on another port
+        assert endpoint is not None
+        self._known = endpoint, self._reached.address(endpoint)
+        return _connect(self._known[1])
+
+
+def _connect(address: tuple[str, int]) -> socket.socket:
+    far = socket.create_connection(address, timeout=10)
+    far.settimeout(None)  # an answer may be long in coming
+    return far
