@@ -28,6 +28,7 @@ VERBS = {
     "tunnel": ("sparkctl.tunnel", "A served model, for programs and a browser on this machine."),
     "bench": ("sparkctl.bench", "Measure the link, or a served model under load."),
     "dataset": ("sparkctl.dataset", "Question-and-answer pairs from any Python package or source folder."),
+    "export": ("sparkctl.export", "A recipe as a script for Slurm or torchrun."),
     "recipes": ("sparkctl.recipes", "The ready recipes; their JSON Schema for editors."),
     "clean": ("sparkctl.clean", "List and remove what lies on the nodes and nothing refers to."),
     "demo": ("sparkctl.demo", "Rehearse all of it in four minutes: train, fine-tune and ask, on two local ranks."),
