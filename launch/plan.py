@@ -220,15 +220,18 @@ def refuse_unfit(recipe: FinetuneRecipe | InferenceRecipe, made: Plan) -> None:
 
 def refuse_absent(recipe: Recipe) -> None:
     """Refuse what is part of the recipe's language but not of this version, rather than run something else instead."""
+    if isinstance(recipe, CommandRecipe):
+        raise RefusedError(
+            f"{recipe.name}: what a command takes is not known, so there is nothing to plan",
+            "`sparkctl run RECIPE --dry-run` shows what it would run",
+        )
     missing = _missing(recipe)
     if missing is not None:
         what, instead = missing
         raise RefusedError(f"{recipe.name}: {what} is not in this version of sparkctl", instead)
 
 
-def _missing(recipe: Recipe) -> tuple[str, str] | None:
-    if isinstance(recipe, CommandRecipe):
-        return "running `kind: command` recipes", "run the command by hand on both nodes"
+def _missing(recipe: FinetuneRecipe | InferenceRecipe) -> tuple[str, str] | None:
     if isinstance(recipe, InferenceRecipe):
         absent = [
             (recipe.quantization is not None, "`quantization`", "leave it out"),

@@ -6,6 +6,7 @@ The agent treats it as any rank: it ends it with its whole process group, and no
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import shutil
@@ -42,7 +43,7 @@ def run(folder: JobFolder, spec: JobSpec, rank: int, reporter: Reporter) -> int:
         WrongInputError: it is not there.
         FailedError: it failed at once.
     """
-    recipe = CommandRecipe.model_validate(spec.recipe_at(rank))
+    recipe = CommandRecipe.model_validate_json(json.dumps(spec.recipe_at(rank)))
     side = side_of(recipe, rank)
     words = words_of(spec, recipe, rank, os.environ.get("MASTER_ADDR", spec.master_addr))
     argv = command.argv(recipe, side, words)

@@ -40,7 +40,7 @@ def main(folder: str) -> int:
     os.umask(0o077)
     _quieten()
     try:
-        _run(JobFolder(Path(folder)), reporter)
+        return _run(JobFolder(Path(folder)), reporter)
     except SparkctlError as error:
         print(f"error: {error.message}\n{error.fix}", file=sys.stderr)  # noqa: T201 - the rank's log
         reporter.tell(
@@ -51,12 +51,15 @@ def main(folder: str) -> int:
         traceback.print_exc()
         reporter.tell(Report("failed", kind=_kind(error), message=_first_line(error), fix=_FIXES.get(_kind(error), "")))
         return 1
-    return 0
 
 
-def _run(folder: JobFolder, reporter: Reporter) -> None:
+def _run(folder: JobFolder, reporter: Reporter) -> int:
     spec = folder.spec()
-    _place(spec)
+    place, _ = _place(spec)
+    if spec.recipe["kind"] == "command":
+        from launch import program
+
+        return program.run(folder, spec, place, reporter)
     reporter.tell(Report("loading"))
     work = _work(spec)
     import torch
@@ -71,6 +74,7 @@ def _run(folder: JobFolder, reporter: Reporter) -> None:
     torch.manual_seed(int(spec.recipe.get("seed") or 0))
     work(folder, spec, rank, device, reporter)
     leave()
+    return 0
 
 
 def _work(spec: JobSpec) -> Callable[[JobFolder, JobSpec, int, torch.device, Reporter], None]:

@@ -113,7 +113,7 @@ def logs(options: Options, job: str, following: bool, rank: int | None) -> None:
                 f"--rank {rank}: job {found.id} has ranks {ranks[0]} to {ranks[-1]}", f"sparkctl logs {found.id}"
             )
         collected: list[dict[str, object]] = []
-        for number, text in _lines(found, [one for one in ranks if rank in (None, one)], following=following):
+        for number, text in lines(found, [one for one in ranks if rank in (None, one)], following=following):
             if options.json:
                 collected.append({"rank": number, "line": text})
             else:
@@ -122,7 +122,7 @@ def logs(options: Options, job: str, following: bool, rank: int | None) -> None:
         click.echo(json.dumps(collected, indent=1))
 
 
-def _lines(job: JobHandle, ranks: Sequence[int], *, following: bool) -> Iterator[tuple[int, str]]:
+def lines(job: JobHandle, ranks: Sequence[int], *, following: bool) -> Iterator[tuple[int, str]]:
     """The lines of these ranks as they come; without `following`, those that are there."""
     from cluster.errors import FailedError
     from launch.follow import Tail, patiently, pause

@@ -57,9 +57,15 @@ def plan(options: Options, recipe: Path, overrides: tuple[str, ...], memory: flo
 @common
 def run(options: Options, recipe: Path, overrides: tuple[str, ...], detach: bool, dry_run: bool, force: bool) -> int:
     """Run RECIPE on the pair: check it, plan it, start it, follow it. Ctrl-C detaches; the job goes on."""
+    from launch import recipe as recipes
     from launch import start
-    from launch.recipe import InferenceRecipe
+    from launch.recipe import CommandRecipe, InferenceRecipe
 
+    wanted = recipes.load(recipe, overrides, must_exist=True)
+    if isinstance(wanted, CommandRecipe):
+        from sparkctl.program import run_command
+
+        return run_command(options, wanted, str(recipe), detach=detach, dry_run=dry_run, force=force)
     prepared = start.prepare_file(recipe, overrides, options.inventory())
     if dry_run:
         _show_all(options, prepared)

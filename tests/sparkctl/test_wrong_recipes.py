@@ -130,7 +130,6 @@ SSH = "nodes:\n- {name: a, host: 192.0.2.1, user: u}\n- {name: b, host: 192.0.2.
 REFUSED: dict[str, tuple[Callable[[Path], None], tuple[str, ...]]] = {
     "qlora": (_recipe("adapter: lora", "adapter: qlora"), ("adapter: qlora", "not in this version")),
     "fsdp2": (_recipe("adapter: lora", "strategy: fsdp2"), ("strategy: fsdp2", "strategy: pipeline")),
-    "command": (_file("tiny.yaml", "kind: command\ncommand: [echo]\n"), ("kind: command", "not in this version")),
     "serving": (_file("tiny.yaml", "kind: inference\nbase_model: ./model\nmax_model_len: 64\n"), ("sparkctl ask",)),
     "nodes over SSH": (_file("pair.yaml", SSH), ("SSH", "transport: local")),
 }
