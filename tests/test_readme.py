@@ -96,6 +96,9 @@ def reader(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Reader]:
     recipe = re.search(r"```yaml\n(kind: .*?)```", PAGES[0].read_text(), re.DOTALL)
     assert recipe is not None
     (folder / "recipe.yaml").write_text(recipe[1])
+    command = re.search(r"```yaml\n(kind: .*?)```", (ROOT / "docs" / "commands.md").read_text(), re.DOTALL)
+    assert command is not None
+    (folder / "command.yaml").write_text(command[1])
     (folder / "src").mkdir()
     (folder / "src" / "own.py").write_text(
         '"""Own code of the reader."""\n\ndef twice(x):\n    """Return x two times over."""\n'

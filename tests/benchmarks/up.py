@@ -127,7 +127,7 @@ class Ansible:
                 {
                     "command": set_mtu,
                     "loop": list(rails),
-                    "when": "mtu.results | rejectattr('stdout', 'eq', '9000') | list",
+                    "when": "'9000' not in mtu.results | map(attribute='stdout')",
                 },
                 {"template": file, "register": "file"},
                 {"command": "netplan apply", "when": "file.changed"},

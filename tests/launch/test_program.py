@@ -84,7 +84,7 @@ def test_a_pair_of_servers_is_ready_when_it_answers_and_gone_when_stopped(comman
     processes = pids(job)
     stopped = commands("stop", job.id)
     assert stopped.returncode == 0, stopped.stderr
-    assert all(gone(pid) for pid in processes)
+    wait_for(lambda: all(gone(pid) for pid in processes))  # the agent goes a moment after its last word
     for port in ports:
         with socket.create_server(("127.0.0.1", port)):
             pass  # nothing listens there any more
