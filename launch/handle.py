@@ -20,7 +20,7 @@ from cluster.inventory import Inventory
 from cluster.record import NodeRecord, PairRecord
 from cluster.transport import Transport
 from cluster.transport.process import Session
-from launch import orders
+from launch import again, orders
 from launch.job import ENDED, JobState, age, pick
 from launch.spec import JobSpec
 
@@ -306,6 +306,7 @@ class PairHandle:
 
     def launch(self, spec: JobSpec, key: str, secrets: Mapping[str, str]) -> JobHandle:
         """Make the job's folder on each of its nodes, then start their agents, the peer's first. All of it, or nothing stays."""
+        spec = spec.model_copy(update={"code": code.own().hash, "model": again.model_of(spec.ranks[0].model)})
         made = self.job(spec)
         started: list[NodeHandle] = []
         try:

@@ -70,6 +70,7 @@ class JobSpec(_Frozen):
         link: None where all ranks are on one node.
         step_seconds: what the plan expects of a step; 0: nothing is known.
         secrets: the names of those of the inventory's variables whose values stand nowhere.
+        code, model: what it ran with: see launch.again; empty where that is not known.
     """
 
     id: str
@@ -86,6 +87,8 @@ class JobSpec(_Frozen):
     source: str = ""
     env: dict[str, str] = {}
     secrets: tuple[str, ...] = ()
+    code: str = ""
+    model: str = ""
     requests: tuple[Request, ...] = ()
 
     @property

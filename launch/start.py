@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 from cluster import yamlfile
 from cluster.errors import WrongInputError
 from cluster.inventory import Inventory, Node, is_secret
-from launch import box, hub, model_card, reach, recipe, rows
+from launch import admission, box, hub, model_card, reach, recipe, rows
 from launch import plan as planning
+from launch.admission import Held
 from launch.box import Box
 from launch.model_card import ModelCard
 from launch.plan import Plan, RankPlan, UnfitError
@@ -22,7 +23,7 @@ from launch.speed import TrainingSpeed
 
 if TYPE_CHECKING:
     from cluster.record import PairRecord
-    from launch.handle import JobHandle, PairHandle
+    from launch.handle import JobHandle, PairHandle, Row
     from launch.inference.request import Request
     from launch.spec import RankSpec
 
@@ -130,7 +131,7 @@ def start(prepared: Prepared, pair: PairHandle, *, version: str, requests: Seque
     """Make the job's folder on its nodes and start their agents, which outlive this program.
 
     Raises:
-        RefusedError: the nodes are no pair, or have another version of our code.
+        RefusedError: the nodes are no pair, or have another version of our code, or other jobs leave no room for this one.
         FailedError: a node cannot be reached, or cannot do it; nothing of the job is left then.
     """
     # What only starting needs: a plan is shown in half the time without.
@@ -141,10 +142,11 @@ def start(prepared: Prepared, pair: PairHandle, *, version: str, requests: Seque
 
     pair.connect()
     pair.refuse_old_code()
-    inventory = prepared.inventory
+    rows, inventory = pair.rows()[0], prepared.inventory
+    admission.refuse_crowded(prepared.recipe.name, prepared.plan.ranks, _held(rows))
     hidden = {name: value for name, value in inventory.env.items() if is_secret(name)}
     spec = JobSpec(
-        id=job.new_id(prepared.recipe.name, {row.id for row in pair.rows()[0]}),
+        id=job.new_id(prepared.recipe.name, {row.id for row in rows}),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         version=version,
         recipe=prepared.recipe.model_dump(mode="json"),
@@ -161,6 +163,12 @@ def start(prepared: Prepared, pair: PairHandle, *, version: str, requests: Seque
         requests=tuple(requests),
     )
     return pair.launch(spec, secrets.token_urlsafe(32), hidden)
+
+
+def _held(rows: Sequence[Row]) -> Iterator[Held]:
+    for row in rows:
+        if row.spec is not None and row.state is not None and not row.state.ended:
+            yield from (Held(row.id, rank.node, rank.needed) for rank in row.spec.ranks)
 
 
 def _rank(prepared: Prepared, planned: RankPlan, record: PairRecord | None) -> RankSpec:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING
 
 import click
@@ -35,10 +35,14 @@ class _Row:
     total_steps: int | None = None
     loss: float | None = None
     reason: str = ""
+    source: str = ""
+    fingerprints: dict[str, str] = field(default_factory=dict)
 
     @classmethod
     def of(cls, row: Row) -> _Row:
         """What a node tells of a job. A damaged folder is a row too: one must not hide the others."""
+        from launch import again
+
         if row.spec is None or row.state is None:
             return cls(row.id, "damaged", reason=row.error)
         return cls(
@@ -51,6 +55,8 @@ class _Row:
             row.last.get("total_steps"),
             row.last.get("loss"),
             row.state.reason,
+            row.spec.source,
+            again.fingerprints(row.spec),
         )
 
 
@@ -58,7 +64,7 @@ class _Row:
 @click.option("--all", "show_all", is_flag=True, help="Also those that ended more than a day ago.")
 @common
 def jobs(options: Options, show_all: bool) -> None:
-    """List the jobs of the pair, newest last."""
+    """List the jobs of the pair, newest last. With --all, also by which recipe, plan, code and model (short hashes)."""
     from launch.handle import is_recent
 
     with options.pair() as pair:
@@ -83,6 +89,8 @@ def jobs(options: Options, show_all: bool) -> None:
     for name in ("job", "state", "kind", "step", "loss", "age"):
         table.add_column(name, justify="right" if name in ("step", "loss", "age") else "left", no_wrap=True)
     table.add_column("")
+    for name in ("recipe", "plan", "code", "model") if show_all else ():
+        table.add_column(name, no_wrap=True)
     for row in listed:
         table.add_row(
             row.id,
@@ -92,6 +100,7 @@ def jobs(options: Options, show_all: bool) -> None:
             "" if row.loss is None else f"{row.loss:.3f}",
             _words(age(row.created)) if row.created else "",
             cut_short(row.reason.partition("\n")[0]),
+            *((row.fingerprints.get(name, "")[:8] for name in ("recipe", "plan", "code", "model")) if show_all else ()),
         )
     print_table(table)
 

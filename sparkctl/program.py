@@ -37,7 +37,7 @@ def run_command(
             click.echo(json.dumps({"job": job.id}) if options.json else job.id)
             return 0
         options.say(f"job {job.id}: {job.folder}")
-        return _follow(options, job)
+        return follow_program(options, job)
 
 
 def _show(options: Options, recipe: CommandRecipe, inventory: Inventory) -> None:
@@ -57,7 +57,8 @@ def _show(options: Options, recipe: CommandRecipe, inventory: Inventory) -> None
         click.echo(f"{click.style(node, bold=True)}{where}: {line}")
 
 
-def _follow(options: Options, job: JobHandle) -> int:
+def follow_program(options: Options, job: JobHandle) -> int:
+    """What its ranks print, until it has ended; Ctrl-C detaches."""
     from sparkctl.jobs import lines
 
     ranks = [rank.rank for rank in job.spec.ranks]

@@ -49,18 +49,31 @@ def plan(options: Options, recipe: Path, overrides: tuple[str, ...], memory: flo
 
 
 @click.command()
-@_recipe
+@click.argument("recipe", type=click.Path(path_type=Path), required=False)
 @_overrides
+@click.option("--again", metavar="JOB", help="In place of a recipe: repeat a job exactly.")
 @click.option("--detach", is_flag=True, help="Start, print the job's id and return.")
 @click.option("--dry-run", is_flag=True, help="Check and plan, start nothing.")
 @click.option("--force", is_flag=True, help="Run over a link that was measured below its bar all the same.")
 @common
-def run(options: Options, recipe: Path, overrides: tuple[str, ...], detach: bool, dry_run: bool, force: bool) -> int:
+def run(
+    options: Options,
+    recipe: Path | None,
+    overrides: tuple[str, ...],
+    again: str | None,
+    detach: bool,
+    dry_run: bool,
+    force: bool,
+) -> int:
     """Run RECIPE on the pair: check it, plan it, start it, follow it. Ctrl-C detaches; the job goes on."""
     from launch import recipe as recipes
     from launch import start
     from launch.recipe import CommandRecipe, InferenceRecipe
 
+    if (recipe is None) == (again is None) or (again is not None and (overrides or dry_run)):
+        raise click.UsageError("give a RECIPE, or --again JOB and nothing of a recipe")
+    if recipe is None:
+        return _again(options, str(again), detach=detach, force=force)
     wanted = recipes.load(recipe, overrides, must_exist=True)
     if isinstance(wanted, CommandRecipe):
         from sparkctl.program import run_command
@@ -84,6 +97,24 @@ def run(options: Options, recipe: Path, overrides: tuple[str, ...], detach: bool
         if isinstance(prepared.recipe, InferenceRecipe):
             return _served(options, pair, job)
         return _end(options, job, follow_training(options, job))
+
+
+def _again(options: Options, given: str, *, detach: bool, force: bool) -> int:
+    from launch import again
+    from sparkctl.program import follow_program
+
+    with options.pair() as pair:
+        old = pair.find(given).spec
+        if len(old.ranks) > 1 and not force:
+            pair.refuse_bad_link()
+        job = again.start(old, pair, version=__version__, force=force)
+        if detach:
+            click.echo(json.dumps({"job": job.id}) if options.json else job.id)
+            return 0
+        options.say(f"job {job.id}: {job.folder}")
+        if old.recipe["kind"] == "finetune":
+            return _end(options, job, follow_training(options, job))
+        return follow_program(options, job)
 
 
 def _show(options: Options, prepared: Prepared) -> None:
