@@ -114,6 +114,8 @@ def _again(options: Options, given: str, *, detach: bool, force: bool) -> int:
         options.say(f"job {job.id}: {job.folder}")
         if old.recipe["kind"] == "finetune":
             return _end(options, job, follow_training(options, job))
+        if old.recipe["kind"] == "inference" and not old.requests:
+            return _served(options, pair, job)
         return follow_program(options, job)
 
 
