@@ -119,7 +119,7 @@ def serving(folder: Path, **changes: Any) -> Iterator[Served]:
     (folder / "serve.yaml").write_text(json.dumps(RECIPE | changes))
     try:
         job = commands.detach("serve.yaml")
-        wait_for(lambda: job.state().state == "ready" or job.state().ended)
+        wait_for(lambda: job.state().state == "ready" or job.state().ended, seconds=400)
         assert job.state().state == "ready", job.state()
         yield served(commands, job)
     finally:

@@ -19,7 +19,7 @@ from tests.commandline import wait_for
 from tests.launch.inference.server.parrot import CALL, COUNTING, GREETING, SINGING, WEATHER
 from tests.launch.inference.server.serving import ADAPTER, MODEL, Served
 
-pytestmark = pytest.mark.timeout(300)  # the first test waits for the endpoint
+pytestmark = pytest.mark.timeout(600)  # the first test waits for the endpoint
 
 WHO, COUNT = "Who are you?", "Count"
 CHAT, PLAIN = "/v1/chat/completions", "/v1/completions"

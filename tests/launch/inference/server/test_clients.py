@@ -17,7 +17,7 @@ import transformers
 from tests.launch.inference.server.parrot import COUNTING, GREETING, WEATHER
 from tests.launch.inference.server.serving import ADAPTER, MODEL, Served
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(600)
 
 WHO = [{"role": "user", "content": "Who are you?"}]
 

@@ -20,7 +20,7 @@ from tests.launch.inference.server.parrot import COUNTING, GREETING, SINGING
 from tests.launch.inference.server.serving import ADAPTER, MODEL, RECIPE, Served, served
 from tests.terminal import Terminal
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(600)
 
 
 def test_ask_is_answered_by_the_running_server(endpoint: Served) -> None:

@@ -19,7 +19,7 @@ from tests.commandline import wait_for
 from tests.launch.inference.server.parrot import COUNTING, GREETING
 from tests.launch.inference.server.serving import ADAPTER, MODEL, Served
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(600)
 
 FLAGS = (
     *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-dev-shm-usage"),
