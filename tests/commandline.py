@@ -74,7 +74,7 @@ class CommandLine:
         """The command line as a program call."""
         return [sys.executable, "-m", "sparkctl", *arguments]
 
-    def __call__(self, *arguments: str, seconds: float = 120, **environment: str) -> subprocess.CompletedProcess[str]:
+    def __call__(self, *arguments: str, seconds: float = 300, **environment: str) -> subprocess.CompletedProcess[str]:
         """Run it to its end."""
         return subprocess.run(
             self.argv(*arguments),

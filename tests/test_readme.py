@@ -31,7 +31,7 @@ class Reader:
     words: dict[str, str] = field(default_factory=dict)  # what a tunnel has told: where a page says 8000 and KEY
     tunnels: list[subprocess.Popen[str]] = field(default_factory=list)
 
-    def run(self, command: str, *, seconds: float = 120) -> subprocess.CompletedProcess[str]:
+    def run(self, command: str, *, seconds: float = 300) -> subprocess.CompletedProcess[str]:
         """Run one line of a page; placeholders stand for what the lines before it made."""
         argv = [self._real(word) for word in shlex.split(command, comments=True)]
         if argv[:2] == ["sparkctl", "tunnel"]:
@@ -115,7 +115,7 @@ def commands(page: Path) -> list[str]:
     return [line for block in blocks for line in block.splitlines() if line.strip() and not line.startswith("make ")]
 
 
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_command_of_the_page_works(page: Path, reader: Reader) -> None:
     lines = commands(page)
