@@ -26,12 +26,13 @@ def recipe_for(job: JobHandle) -> InferenceRecipe:
     if state != "succeeded":
         raise RefusedError(f"job {job.id} is {state}: it has no result to ask", f"sparkctl logs {job.id}")
     full = recipe.adapter == "full"
+    where = "" if job.spec.embedded else f"{job.head.name}:"  # it lies on the head, and is found there
     return InferenceRecipe(
         kind="inference",
         name=f"ask-{recipe.name}",
         nodes=recipe.nodes,
-        base_model=job.path("model") if full else recipe.base_model,
-        adapter_path=None if full else job.path("adapter"),
+        base_model=where + job.path("model") if full else recipe.base_model,
+        adapter_path=None if full else where + job.path("adapter"),
         max_model_len=recipe.sequence_len,
     )
 

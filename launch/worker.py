@@ -12,11 +12,9 @@ import gc
 import logging
 import os
 import signal
-import socket
 import sys
 import traceback
 import warnings
-from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,9 +26,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     import torch
-
-# Not what finds a hang (the agent does): long enough that a slow first load on one side never trips it.
-GROUP_TIMEOUT = timedelta(minutes=30)
 
 
 def main(folder: str) -> int:
@@ -68,12 +63,16 @@ def _run(folder: JobFolder, reporter: Reporter) -> int:
         device = torch.device("cpu")
     else:
         device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
-    rank = join(spec, device)
+    from launch import group
+
+    rank, world = _place(spec)
+    if world > 1:
+        group.join(spec, rank, world, device)
     _cap_memory(spec.ranks[rank].memory, device)
     print(f"node {spec.ranks[rank].node} holds {spec.cut(rank)} on {device}", flush=True)  # noqa: T201 - the rank's log
     torch.manual_seed(int(spec.recipe.get("seed") or 0))
     work(folder, spec, rank, device, reporter)
-    leave()
+    group.leave()
     return 0
 
 
@@ -96,34 +95,6 @@ def _work(spec: JobSpec) -> Callable[[JobFolder, JobSpec, int, torch.device, Rep
     return run
 
 
-def join(spec: JobSpec, device: object) -> int:
-    """Join the job's process group; returns this rank.
-
-    The store is made on a socket that is bound to the master address: torchrun's own listens on every interface. Its keys begin
-    with the attempt's number, so a rank left over from an earlier attempt cannot join this one.
-    """
-    import torch.distributed as dist
-    from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]  # its __init__ takes them by a star
-
-    rank, world = _place(spec)
-    if world == 1:
-        return rank
-    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    serve = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
-    listening = _listening_socket(host, port) if serve else None
-    store = TCPStore(host, port, world, is_master=serve, timeout=timedelta(seconds=120), master_listen_fd=listening)
-    attempt = os.environ.get("SPARKCTL_ATTEMPT", os.environ.get("TORCHELASTIC_RESTART_COUNT", "1"))
-    backend = "gloo" if str(device) == "cpu" else "cpu:gloo,cuda:nccl"
-    dist.init_process_group(
-        backend, store=PrefixStore(f"attempt-{attempt}", store), rank=rank, world_size=world, timeout=GROUP_TIMEOUT
-    )
-    if dist.get_world_size() != spec.world_size:
-        raise FailedError(
-            f"rank {rank}: joined a world of {dist.get_world_size()} instead of {spec.world_size}", "report this"
-        )
-    return rank
-
-
 def _place(spec: JobSpec) -> tuple[int, int]:
     """This rank and the size of its world, as the environment says."""
     rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
@@ -133,20 +104,6 @@ def _place(spec: JobSpec) -> tuple[int, int]:
             "start as many ranks as the plan has",
         )
     return rank, world
-
-
-def leave() -> None:
-    """Leave the group together, so that no rank mistakes the other's orderly end for a failure."""
-    import torch.distributed as dist
-
-    if dist.is_initialized():
-        dist.barrier()
-        dist.destroy_process_group()
-
-
-def _listening_socket(host: str, port: int) -> int:
-    given = os.environ.get("SPARKCTL_STORE_FD")
-    return int(given) if given else socket.create_server((host, port)).detach()
 
 
 def _cap_memory(most: int, device: torch.device) -> None:

@@ -13,6 +13,8 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
+from launch import group
+
 # Sends whose buffers are still held; past this the oldest is waited for, which bounds memory.
 IN_FLIGHT = 16
 
@@ -26,6 +28,8 @@ class Handoff:
         self.rank = 0 if alone else dist.get_rank()
         self.world = 1 if alone else dist.get_world_size()
         self._sends: deque[tuple[dist.Work, torch.Tensor]] = deque()
+        if not alone:
+            group.meet()  # a rank may have loaded for minutes longer than its neighbour
         self._forward = None if alone else dist.new_group(timeout=timeout)
         self._backward = None if alone else dist.new_group(timeout=timeout)
 
