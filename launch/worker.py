@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cluster.errors import FailedError, SparkctlError
+from launch.agent import report
 from launch.agent.report import FailureKind, Report, Reporter
 from launch.job import JobFolder, JobSpec
 
@@ -71,6 +72,7 @@ def _run(folder: JobFolder, reporter: Reporter) -> int:
     _cap_memory(spec.ranks[rank].memory, device)
     print(f"node {spec.ranks[rank].node} holds {spec.cut(rank)} on {device}", flush=True)  # noqa: T201 - the rank's log
     torch.manual_seed(int(spec.recipe.get("seed") or 0))
+    report.listens(reporter)
     work(folder, spec, rank, device, reporter)
     group.leave()
     return 0

@@ -84,6 +84,20 @@ class Reporter:
                 os._exit(1)
 
 
+_OWN: list[Reporter] = []
+
+
+def pulse() -> None:
+    """This rank has sent or received something: see Reporter.beat. Nothing where no reporter was made known."""
+    for reporter in _OWN:
+        reporter.beat()
+
+
+def listens(reporter: Reporter) -> None:
+    """From here on `pulse` is told to this reporter."""
+    _OWN[:] = [reporter]
+
+
 class Reports:
     """The agent's end: turns chunks of bytes into reports."""
 

@@ -46,6 +46,7 @@ def run(folder: JobFolder, spec: JobSpec, rank: int, device: torch.device, repor
     with contextlib.ExitStack() as stack:
         log = stack.enter_context(MetricsLog(folder)) if rank == 0 else None
         train(strategy, recipe, corpus, log, reporter)
+    reporter.rest("saving the result")
     where = strategy.save(adapter=folder.adapter, model=folder.model, tokenizer=tokenizer)
     if rank == 0:
         print(f"saved {where}")  # noqa: T201 - the rank's log
@@ -91,6 +92,7 @@ def train(
         if log is not None and (step % recipe.logging_steps == 0 or step in (1, total)):
             log.log(window.metrics(step, total, step / per_epoch, norm, rate))
         if corpus.validation and (step % (recipe.eval_steps or per_epoch) == 0 or step == total):
+            reporter.rest("an evaluation")
             _evaluate(strategy, recipe, corpus.validation, step, log)
     return tallies
 

@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 
 from launch import group
+from launch.agent.report import pulse
 
 # Sends whose buffers are still held; past this the oldest is waited for, which bounds memory.
 IN_FLIGHT = 16
@@ -77,6 +78,7 @@ class Handoff:
     def _send(self, tensor: torch.Tensor, to: int, group: dist.ProcessGroup | None, tag: int) -> None:
         held = tensor.detach().contiguous()
         work = dist.isend(held, dst=to, group=group, tag=tag)
+        pulse()
         assert work is not None
         self._sends.append((work, held))
         while len(self._sends) > IN_FLIGHT:
@@ -93,4 +95,5 @@ class Handoff:
     ) -> torch.Tensor:
         buffer = torch.empty(shape, dtype=dtype, device=device or self.device)
         dist.recv(buffer, src=source, group=group, tag=tag)
+        pulse()
         return buffer
