@@ -117,8 +117,9 @@ class Deputy:
         return True
 
     def _tick(self) -> None:
-        heard = [self.wire.take(one) for one in self.crew.listen(TICK)]
-        if any(heard) or time.monotonic() - self._told_at >= talk.EVERY:
+        for one in self.crew.listen(TICK):
+            self.wire.take(one)
+        if time.monotonic() - self._told_at >= talk.EVERY:
             self._tell()
         self.ledger.flush()
 

@@ -248,8 +248,10 @@ class Supervisor:
 
     def _tick(self) -> None:
         """Listen for a moment, and tell the peer what it is to know."""
-        heard = [self.wire.take(one) for one in self.crew.listen(TICK) if self.wire is not None]
-        if any(heard) or time.monotonic() - self._told_at >= talk.EVERY:
+        for one in self.crew.listen(TICK):
+            if self.wire is not None:
+                self.wire.take(one)
+        if time.monotonic() - self._told_at >= talk.EVERY:
             self._tell()
         self.ledger.flush()
 
