@@ -25,7 +25,7 @@ def replacing(path: Path, *, mode: int = 0o600) -> Iterator[BinaryIO]:
     except BaseException:
         beside.unlink(missing_ok=True)
         raise
-    _sync_folder(path.parent)
+    sync_folder(path.parent)
 
 
 def write_atomically(path: Path, data: bytes, *, mode: int = 0o600) -> None:
@@ -34,8 +34,8 @@ def write_atomically(path: Path, data: bytes, *, mode: int = 0o600) -> None:
         file.write(data)
 
 
-def _sync_folder(folder: Path) -> None:
-    # The rename itself must survive a power cut too.
+def sync_folder(folder: Path) -> None:
+    """Make a rename within the folder survive a power cut."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

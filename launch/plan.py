@@ -241,11 +241,7 @@ def _missing(recipe: FinetuneRecipe | InferenceRecipe) -> tuple[str, str] | None
         absent = [
             (recipe.strategy not in ("auto", "pipeline"), f"`strategy: {recipe.strategy}`", "use `strategy: pipeline`"),
             (recipe.adapter == "qlora", "`adapter: qlora`", "use `adapter: lora`"),
-            (recipe.optimizer != "adamw_torch", f"`optimizer: {recipe.optimizer}`", "use `optimizer: adamw_torch`"),
             (recipe.sample_packing, "`sample_packing`", "set it to false"),
-            (recipe.resume_from_checkpoint is not None, "`resume_from_checkpoint`", "leave it out"),
-            (recipe.save_steps is not None, "`save_steps`", "leave it out: the result is saved at the end"),
-            (recipe.output_dir is not None, "`output_dir`", "leave it out: the result lies in the job's folder"),
             (any(data.split for data in recipe.datasets), "`datasets[].split`", "leave it out: a file is taken whole"),
         ]
     return next(((what, instead) for wrong, what, instead in absent if wrong), None)

@@ -85,25 +85,25 @@ def steps_per_epoch(samples: int, per_step: int) -> int:
 
 
 def steps(
-    samples: Sequence[Sample], *, rows_each: int, micro_batches: int, seed: int, total: int
+    samples: Sequence[Sample], *, rows_each: int, micro_batches: int, seed: int, total: int, done: int = 0
 ) -> Iterator[list[list[Sample]]]:
-    """Yield `total` steps, each a list of up to `micro_batches` micro-batches of up to `rows_each` samples.
+    """Yield `total` steps but the first `done`, each a list of up to `micro_batches` micro-batches of up to `rows_each` samples.
 
     Every epoch has an order of its own, drawn from `seed`. Within a step samples of like length share a micro-batch, which
     saves padding and changes nothing: a step's gradient is that of all its tokens together.
     """
     per_step = rows_each * micro_batches
-    done = epoch = 0
+    epoch, skipped = divmod(done, steps_per_epoch(len(samples), per_step))
     while done < total:
         order = list(range(len(samples)))
         random.Random(f"{seed}/{epoch}").shuffle(order)  # noqa: S311 - reproducible, not secret
-        for start in range(0, len(order), per_step):
+        for start in range(skipped * per_step, len(order), per_step):
             if done == total:
                 return
             taken = [samples[index] for index in order[start : start + per_step]]
             yield chunks(sorted(taken, key=lambda sample: len(sample.ids)), rows_each)
             done += 1
-        epoch += 1
+        epoch, skipped = epoch + 1, 0
 
 
 def chunks(samples: Sequence[Sample], rows_each: int) -> list[list[Sample]]:

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import time
 from collections.abc import Iterator, Sequence
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoTokenizer
@@ -19,73 +21,87 @@ from cluster.errors import FailedError
 from launch.agent.report import Report, Reporter
 from launch.chat import Sample
 from launch.finetune import data, schedule
+from launch.finetune.checkpoint import Checkpoints, Found
 from launch.finetune.metrics import MetricsLog, StepMetrics
-from launch.finetune.pipeline import Pipeline, Tally
+from launch.finetune.pipeline import Pipeline
+from launch.finetune.strategy import Strategy, Tally
 from launch.job import JobFolder, JobSpec
 from launch.recipe import FinetuneRecipe, parse_dump
 from launch.shard.stage import Stage
 
+# A loss explodes that is so far above the mean of this many steps before it: what guessing costs in the largest vocabularies
+# (ln of 160,000 is 12), and thrice that mean.
+RECENT = 10
+GUESSING = 12.0
+
 
 def run(folder: JobFolder, spec: JobSpec, rank: int, device: torch.device, reporter: Reporter) -> None:
-    """Train this rank's stage as the recipe says and save the result."""
+    """Train as the recipe says, from the checkpoint that it names if any, and save the result."""
     recipe = parse_dump(spec.recipe_at(rank))
     assert isinstance(recipe, FinetuneRecipe)
-    base = Path(recipe.base_model)
-    tokenizer = AutoTokenizer.from_pretrained(base, trust_remote_code=False)
+    tokenizer = AutoTokenizer.from_pretrained(Path(recipe.base_model), trust_remote_code=False)
     corpus = data.load(recipe, tokenizer)
-    sixteen = _bfloat16(recipe, device)
-    # Frozen weights can be 16-bit; weights that are trained stay 32-bit and only compute in 16, or small steps would be
-    # rounded away.
-    frozen = recipe.adapter != "full"
-    dtype = torch.bfloat16 if sixteen and frozen else torch.float32
-    stage = Stage.load(base, spec.cut(rank), dtype=dtype, device=device)
-    strategy = Pipeline(stage, recipe, autocast=torch.bfloat16 if sixteen else None)
+    strategy = prepare(recipe, spec, rank, device)
     if rank == 0:
         _print_summary(corpus)
+    place = Path(recipe.output_dir) if recipe.output_dir else folder.path
+    checkpoints = Checkpoints(
+        place / "checkpoints", keep=recipe.save_total_limit, settings=_settings(recipe, spec, corpus)
+    )
+    found = _found(recipe, checkpoints)
+    if found is not None:
+        strategy.load_state(checkpoints.load(found))
+    if rank == 0:
+        _print_resumed(recipe, found)
     reporter.tell(Report("running"))
     with contextlib.ExitStack() as stack:
-        log = stack.enter_context(MetricsLog(folder)) if rank == 0 else None
-        train(strategy, recipe, corpus, log, reporter)
+        log = stack.enter_context(MetricsLog(folder, after=found.step if found else 0)) if rank == 0 else None
+        train(strategy, recipe, corpus, log, reporter, checkpoints=checkpoints, done=found.step if found else 0)
     reporter.rest("saving the result")
-    where = strategy.save(adapter=folder.adapter, model=folder.model, tokenizer=tokenizer)
+    place.mkdir(parents=True, exist_ok=True)
+    where = strategy.save(adapter=place / "adapter", model=place / "model", tokenizer=tokenizer)
+    if place != folder.path and rank == 0:  # where `ask` looks for it
+        (folder.path / where.name).symlink_to(where)
     if rank == 0:
         print(f"saved {where}")  # noqa: T201 - the rank's log
 
 
+def prepare(recipe: FinetuneRecipe, spec: JobSpec, rank: int, device: torch.device) -> Strategy:
+    """The strategy that the plan chose, with its part of the model loaded."""
+    sixteen = _bfloat16(recipe, device)
+    # Frozen weights can be 16-bit; weights that are trained stay 32-bit and only compute in 16, or small steps would be
+    # rounded away.
+    dtype = torch.bfloat16 if sixteen and recipe.adapter != "full" else torch.float32
+    stage = Stage.load(Path(recipe.base_model), spec.cut(rank), dtype=dtype, device=device)
+    return Pipeline(stage, recipe, autocast=torch.bfloat16 if sixteen else None)
+
+
 def train(
-    strategy: Pipeline, recipe: FinetuneRecipe, corpus: data.Corpus, log: MetricsLog | None, reporter: Reporter
+    strategy: Strategy,
+    recipe: FinetuneRecipe,
+    corpus: data.Corpus,
+    log: MetricsLog | None,
+    reporter: Reporter,
+    *,
+    checkpoints: Checkpoints | None = None,
+    done: int = 0,
 ) -> list[Tally]:
-    """Take every optimizer step; returns what each came to.
+    """Take every optimizer step after the first `done`; returns what each came to.
 
     Raises:
-        FailedError: the loss is infinite or no number any more.
+        FailedError: the loss explodes or is no number any more, or a checkpoint cannot be written.
     """
     per_epoch = data.steps_per_epoch(len(corpus.train), recipe.micro_batch_size * recipe.gradient_accumulation_steps)
     total = recipe.max_steps or max(1, round(per_epoch * recipe.num_epochs))
-    optimizer = torch.optim.AdamW(
-        strategy.parameters(),
-        lr=recipe.learning_rate,
-        betas=(recipe.adam_beta1, recipe.adam_beta2),
-        eps=recipe.adam_epsilon,
-        weight_decay=recipe.weight_decay,
-    )
     tallies: list[Tally] = []
     window = _Window()
-    for step, batch in zip(count(1), _batches(strategy, recipe, corpus.train, total), strict=False):
+    for step, batch in zip(count(done + 1), _batches(strategy, recipe, corpus.train, total, done), strict=False):
         rate = schedule.learning_rate(
             step - 1, total=total, peak=recipe.learning_rate, warmup_ratio=recipe.warmup_ratio, kind=recipe.lr_scheduler
         )
-        for group in optimizer.param_groups:
-            group["lr"] = rate
         tally = strategy.step(batch)
-        norm = strategy.clip(recipe.max_grad_norm)
-        if not math.isfinite(tally.loss):
-            raise FailedError(
-                f"step {step}: the loss is {tally.loss}: nothing that could be learned from is left",
-                "lower `learning_rate`, or look for broken rows in the dataset",
-            )
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        _stop_if_lost(tally, tallies, step, checkpoints)
+        norm = strategy.update(rate, recipe.max_grad_norm)
         tallies.append(tally)
         window.add(tally, sum(m.learned for m in batch), sum(m.tokens for m in batch))
         reporter.tell(Report("step", step=step))
@@ -94,7 +110,61 @@ def train(
         if corpus.validation and (step % (recipe.eval_steps or per_epoch) == 0 or step == total):
             reporter.rest("an evaluation")
             _evaluate(strategy, recipe, corpus.validation, step, log)
+        if checkpoints is not None and step < total and step % (recipe.save_steps or per_epoch) == 0:
+            reporter.rest("a checkpoint")
+            checkpoints.save(step, strategy.state())
     return tallies
+
+
+def _stop_if_lost(tally: Tally, before: list[Tally], step: int, checkpoints: Checkpoints | None) -> None:
+    recent = [one.loss for one in before[-RECENT:]]
+    exploded = len(recent) == RECENT and tally.loss > GUESSING + 3 * sum(recent) / RECENT
+    if math.isfinite(tally.loss) and not exploded:
+        return
+    good = checkpoints.last() if checkpoints is not None else None
+    raise FailedError(
+        f"step {step}: the loss is {tally.loss:.4g}"
+        + (f", after {sum(recent) / RECENT:.4g} in the steps before" if exploded else "")
+        + ": nothing that could be learned from is left",
+        "lower `learning_rate`, or look for broken rows in the dataset"
+        + (f"; the last good checkpoint is {good}" if good else ""),
+    )
+
+
+def _settings(recipe: FinetuneRecipe, spec: JobSpec, corpus: data.Corpus) -> dict[str, Any]:
+    """What must be equal for a run to go on where another stopped, and the rest of its data to be the same."""
+    keys = (
+        "adapter", "lora_r", "lora_alpha", "lora_target_modules", "optimizer", "seed", "sequence_len", "sample_packing",
+        "micro_batch_size", "gradient_accumulation_steps", "val_set_size",
+    )  # fmt: skip
+    cuts = [[rank.start, rank.end] for rank in spec.ranks]
+    dump = recipe.model_dump(mode="json")
+    return {
+        "base_model": Path(str(spec.recipe["base_model"])).name,
+        "strategy": spec.strategy,
+        "layers": cuts,
+        "samples": len(corpus.train),
+        **{key: dump[key] for key in keys},
+    }
+
+
+def _found(recipe: FinetuneRecipe, checkpoints: Checkpoints) -> Found | None:
+    """Where to go on from: what the recipe names; or, when it says auto or the agent starts the job again, the newest."""
+    wanted = recipe.resume_from_checkpoint
+    if wanted is not None and wanted != "auto":
+        return checkpoints.at(Path(wanted))
+    again = int(os.environ.get("SPARKCTL_ATTEMPT", "1")) > 1
+    return checkpoints.newest() if wanted == "auto" or again else None
+
+
+def _print_resumed(recipe: FinetuneRecipe, found: Found | None) -> None:
+    if found is None:
+        if recipe.resume_from_checkpoint is not None:
+            print("no complete checkpoint yet: starting from the beginning", flush=True)  # noqa: T201
+        return
+    for reason in found.skipped:
+        print(f"passed over {reason}", flush=True)  # noqa: T201
+    print(f"going on from {found.path}, after step {found.step}", flush=True)  # noqa: T201
 
 
 class _Window:
@@ -130,7 +200,7 @@ class _Window:
 
 
 def _batches(
-    strategy: Pipeline, recipe: FinetuneRecipe, samples: Sequence[Sample], total: int
+    strategy: Strategy, recipe: FinetuneRecipe, samples: Sequence[Sample], total: int, done: int
 ) -> Iterator[list[data.MicroBatch]]:
     for step in data.steps(
         samples,
@@ -138,15 +208,16 @@ def _batches(
         micro_batches=recipe.gradient_accumulation_steps,
         seed=recipe.seed,
         total=total,
+        done=done,
     ):
-        yield [data.collate(chunk, strategy.stage.device, longest=recipe.sequence_len) for chunk in step]
+        yield [data.collate(chunk, strategy.device, longest=recipe.sequence_len) for chunk in step]
 
 
 def _evaluate(
-    strategy: Pipeline, recipe: FinetuneRecipe, samples: Sequence[Sample], step: int, log: MetricsLog | None
+    strategy: Strategy, recipe: FinetuneRecipe, samples: Sequence[Sample], step: int, log: MetricsLog | None
 ) -> None:
     batch = [
-        data.collate(chunk, strategy.stage.device, longest=recipe.sequence_len)
+        data.collate(chunk, strategy.device, longest=recipe.sequence_len)
         for chunk in data.chunks(samples, recipe.micro_batch_size)
     ]
     tally = strategy.evaluate(batch)

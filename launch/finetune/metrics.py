@@ -28,9 +28,10 @@ class StepMetrics:
 class MetricsLog:
     """Appends to metrics.jsonl and to the TensorBoard folder of a job."""
 
-    def __init__(self, folder: JobFolder) -> None:
+    def __init__(self, folder: JobFolder, *, after: int = 0) -> None:
+        """Go on after a step: what TensorBoard was told beyond it is forgotten; in the file the last word on a step counts."""
         self._file = folder.metrics.open("a", encoding="utf-8")
-        self._writer = SummaryWriter(str(folder.tensorboard))
+        self._writer = SummaryWriter(str(folder.tensorboard), purge_step=after + 1 if after else None)
 
     def __enter__(self) -> MetricsLog:
         return self

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,23 +10,15 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.nn import functional
 
-from launch.chat import IGNORED
 from launch.finetune import adapt
 from launch.finetune.data import MicroBatch
+from launch.finetune.optimizers import Trained
 from launch.finetune.schedule import Move, one_forward_one_backward
+from launch.finetune.strategy import Tally, token_loss
 from launch.recipe import FinetuneRecipe
 from launch.shard.handoff import Handoff
 from launch.shard.stage import Stage
-
-
-@dataclass(frozen=True)
-class Tally:
-    """What one step, or one evaluation, came to over all its learned tokens."""
-
-    loss: float
-    accuracy: float
 
 
 @dataclass
@@ -42,7 +34,7 @@ class Pipeline:
 
     def __init__(self, stage: Stage, recipe: FinetuneRecipe, *, autocast: torch.dtype | None = None) -> None:
         self.stage = stage
-        self.recipe = recipe
+        self.device = stage.device
         self.handoff = Handoff(stage.device, alone=stage.cut.whole)
         self._autocast = autocast
         self._adapted: Any = None if recipe.adapter == "full" else adapt.add_lora(stage, recipe)
@@ -50,10 +42,11 @@ class Pipeline:
         stage.model.train()
         if recipe.gradient_checkpointing:
             stage.model.activation_checkpointing_enable({"use_reentrant": False})
+        self._trained = Trained(stage.model.named_parameters(), recipe)
 
     def parameters(self) -> list[nn.Parameter]:
         """What is trained on this rank."""
-        return [parameter for parameter in self.stage.model.parameters() if parameter.requires_grad]
+        return list(self._trained.named.values())
 
     def step(self, batch: Sequence[MicroBatch]) -> Tally:
         """Forward and backward over all micro-batches; gradients are those of the mean loss over all learned tokens of `batch`.
@@ -105,6 +98,24 @@ class Pipeline:
                 gradient.mul_(scale)
         return norm
 
+    def update(self, rate: float, max_norm: float) -> float:
+        """Clip over all ranks, and take the optimizer's step; returns the norm before."""
+        norm = self.clip(max_norm)
+        self._trained.update(rate)
+        return norm
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """This stage's trained weights and their optimizer's state."""
+        return self._trained.state()
+
+    def load_state(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Take back what `state` gave.
+
+        Raises:
+            WrongInputError: they are not this stage's.
+        """
+        self._trained.load_state(tensors)
+
     def save(self, *, adapter: Path, model: Path, tokenizer: Any) -> Path:
         """Write the result: one adapter folder for LoRA, one model folder for full training; returns which."""
         if self._adapted is not None:
@@ -130,10 +141,7 @@ class Pipeline:
             output = output.to(self.stage.dtype)
             self.handoff.send_forward(output)
             return _Passing(received, output)
-        logits, labels = output.float().flatten(0, 1), micro_batch.labels.flatten()
-        loss = functional.cross_entropy(logits, labels, ignore_index=IGNORED, reduction="sum")
-        sums[0] += loss.detach().double().cpu()
-        sums[1] += (logits.detach().argmax(-1) == labels).sum().cpu()
+        loss = token_loss(output, micro_batch.labels, sums)
         return _Passing(received, loss / learned)
 
     def _backward(self, passing: _Passing) -> None:
