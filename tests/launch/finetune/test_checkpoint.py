@@ -189,6 +189,6 @@ def test_a_lost_loss_ends_the_run_with_the_last_good_checkpoint_named(lost: floa
     checkpoints = _saved(tmp_path, 12)
     before = [Tally(2.0, 0.5)] * loop.RECENT
     loop._stop_if_lost(Tally(9.0, 0.1), before, 13, checkpoints)
-    with pytest.raises(FailedError, match="step 13: .*nothing that could be learned") as failed:
+    with pytest.raises(FailedError, match=r"step 13: .*nothing that could be learned") as failed:
         loop._stop_if_lost(Tally(lost, 0.0), before, 13, checkpoints)
     assert f"last good checkpoint is {tmp_path / 'checkpoint-12'}" in failed.value.fix
