@@ -26,10 +26,11 @@ PLAIN_TEMPLATE = (
 
 @dataclass(frozen=True)
 class Sample:
-    """Token ids and their labels, of one length; a label of `IGNORED` is not learned."""
+    """Token ids and their labels, of one length; a label of `IGNORED` is not learned. Without `positions` they count from 0."""
 
     ids: tuple[int, ...]
     labels: tuple[int, ...]
+    positions: tuple[int, ...] = ()
 
     @property
     def learned(self) -> int:

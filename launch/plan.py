@@ -241,7 +241,6 @@ def _missing(recipe: FinetuneRecipe | InferenceRecipe) -> tuple[str, str] | None
         absent = [
             (recipe.strategy not in ("auto", "pipeline"), f"`strategy: {recipe.strategy}`", "use `strategy: pipeline`"),
             (recipe.adapter == "qlora", "`adapter: qlora`", "use `adapter: lora`"),
-            (recipe.sample_packing, "`sample_packing`", "set it to false"),
             (any(data.split for data in recipe.datasets), "`datasets[].split`", "leave it out: a file is taken whole"),
         ]
     return next(((what, instead) for wrong, what, instead in absent if wrong), None)

@@ -14,6 +14,7 @@ import torch
 from cluster.errors import WrongInputError
 from launch import rows
 from launch.chat import IGNORED, Sample, encode_row
+from launch.finetune import packing
 from launch.recipe import FinetuneRecipe
 
 # Lengths are padded to a multiple of this, which the GPU's matrix units like and which keeps the number of shapes small.
@@ -72,7 +73,10 @@ def load(recipe: FinetuneRecipe, tokenizer: Any) -> Corpus:
             "check `sequence_len`, `val_set_size` and the dataset's answers",
         )
     random.Random(recipe.seed).shuffle(samples)  # noqa: S311 - reproducible, not secret
-    return Corpus(tuple(samples[held_out:]), tuple(samples[:held_out]), shortened, dropped)
+    train, validation = samples[held_out:], samples[:held_out]
+    if recipe.sample_packing:
+        train = packed(train, seed=recipe.seed, longest=recipe.sequence_len)
+    return Corpus(tuple(train), tuple(validation), shortened, dropped)
 
 
 def _validation_size(val_set_size: float, samples: int) -> int:
@@ -82,6 +86,14 @@ def _validation_size(val_set_size: float, samples: int) -> int:
 def steps_per_epoch(samples: int, per_step: int) -> int:
     """Optimizer steps in one pass; the last may be smaller."""
     return math.ceil(samples / per_step)
+
+
+def packed(samples: Sequence[Sample], *, seed: int, longest: int) -> list[Sample]:
+    """The samples of several to a row, the same rows in every epoch; a row is a sample that holds several."""
+    order = list(range(len(samples)))
+    random.Random(f"{seed}/rows").shuffle(order)  # noqa: S311 - reproducible, not secret
+    dealt = packing.pack([len(sample.ids) for sample in samples], order, longest)
+    return [packing.join([samples[index] for index in row]) for row in dealt]
 
 
 def steps(
@@ -121,7 +133,11 @@ def collate(samples: Iterable[Sample], device: torch.device, *, longest: int) ->
     for row, sample in enumerate(samples):
         input_ids[row, : len(sample.ids)] = torch.tensor(sample.ids)
         labels[row, : len(sample.ids) - 1] = torch.tensor(sample.labels[1:])
-    positions = torch.arange(length).expand(len(samples), length)
+    positions = torch.arange(length).repeat(len(samples), 1)
+    for row, sample in enumerate(samples):
+        if sample.positions:
+            positions[row, : len(sample.ids)] = torch.tensor(sample.positions)
+            positions[row, len(sample.ids) :] -= len(sample.ids)  # padding is a sample of its own
     return MicroBatch(
         input_ids=input_ids.to(device),
         labels=labels.to(device),

@@ -20,7 +20,7 @@ from transformers import AutoTokenizer
 from cluster.errors import FailedError
 from launch.agent.report import Report, Reporter
 from launch.chat import Sample
-from launch.finetune import data, schedule
+from launch.finetune import data, packing, schedule
 from launch.finetune.checkpoint import Checkpoints, Found
 from launch.finetune.metrics import MetricsLog, StepMetrics
 from launch.finetune.pipeline import Pipeline
@@ -73,6 +73,8 @@ def prepare(recipe: FinetuneRecipe, spec: JobSpec, rank: int, device: torch.devi
     # rounded away.
     dtype = torch.bfloat16 if sixteen and recipe.adapter != "full" else torch.float32
     stage = Stage.load(Path(recipe.base_model), spec.cut(rank), dtype=dtype, device=device)
+    if recipe.sample_packing:
+        packing.check(stage, recipe.name)
     return Pipeline(stage, recipe, autocast=torch.bfloat16 if sixteen else None)
 
 
@@ -234,4 +236,5 @@ def _bfloat16(recipe: FinetuneRecipe, device: torch.device) -> bool:
 def _print_summary(corpus: data.Corpus) -> None:
     shortened = f", {corpus.shortened} shortened" if corpus.shortened else ""
     dropped = f", {corpus.dropped} dropped" if corpus.dropped else ""
-    print(f"{len(corpus.train)} samples to train on, {len(corpus.validation)} held out{shortened}{dropped}", flush=True)  # noqa: T201
+    what = "rows of packed samples" if corpus.train[0].positions else "samples"
+    print(f"{len(corpus.train)} {what} to train on, {len(corpus.validation)} held out{shortened}{dropped}", flush=True)  # noqa: T201
