@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -12,8 +13,9 @@ from transformers import AutoTokenizer, GenerationConfig
 from cluster.errors import WrongInputError
 from launch.agent.report import Report, Reporter
 from launch.chat import encode_prompt
-from launch.inference.engine import Engine, Running
-from launch.inference.request import Request
+from launch.inference.engine import Follower, Leader
+from launch.inference.intake import Event, Finished, Intake, Limits, Tokens
+from launch.inference.request import GenerationRequest, Request
 from launch.job import JobFolder, JobSpec
 from launch.recipe import InferenceRecipe, parse_dump
 from launch.shard.stage import Stage
@@ -26,23 +28,61 @@ def run(folder: JobFolder, spec: JobSpec, rank: int, device: torch.device, repor
     tokenizer = AutoTokenizer.from_pretrained(recipe.base_model, trust_remote_code=False)
     prompts = [_prompt(request, recipe, tokenizer) for request in spec.requests]  # before anything is loaded
     stage = load_stage(recipe, spec, rank, device)
-    engine = Engine(stage, pad_token=tokenizer.pad_token_id or 0)
     reporter.tell(Report("running"))
     if rank > 0:
-        engine.follow()
+        Follower(stage, slots=recipe.max_num_seqs, longest=recipe.max_model_len, beat=reporter.beat).run()
         return
+    intake = Intake(Limits(recipe.max_model_len, max_waiting=max(1, len(prompts))))
+    leader = Leader(
+        stage,
+        intake,
+        tokenizer,
+        slots=recipe.max_num_seqs,
+        chunk=recipe.max_num_batched_tokens,
+        stop=stop_tokens(recipe, tokenizer),
+        beat=reporter.beat,
+    )
     with folder.answers.open("w", encoding="utf-8") as file:
-        stop = stop_tokens(recipe, tokenizer)
-        running = [
-            _start(request, prompt, recipe, tokenizer, stop, file)
-            for request, prompt in zip(spec.requests, prompts, strict=True)
-        ]
-        engine.generate(running, max_rows=recipe.max_num_seqs)
-        for request, sequence in zip(spec.requests, running, strict=True):
-            _write(
-                file, {"request": request.id, "finish_reason": sequence.finish_reason, "tokens": len(sequence.tokens)}
+        writer = _Writer(file, intake, len(prompts))
+        for request, prompt in zip(spec.requests, prompts, strict=True):
+            room = recipe.max_model_len - len(prompt)
+            asked = GenerationRequest(
+                str(request.id), tuple(prompt), min(request.max_tokens, room), sampling=request.sampling
             )
-    engine.close()
+            intake.submit(asked, writer.note)
+        leader.run()  # until the last answer has ended
+    if leader.failure is not None:
+        raise leader.failure
+
+
+class _Writer:
+    """Writes what comes of the questions, a line for each piece and for each end; closes the intake after the last."""
+
+    def __init__(self, file: TextIO, intake: Intake, questions: int) -> None:
+        self._file, self._intake, self._left = file, intake, questions
+        self._tokens: Counter[str] = Counter()
+        self._begun: set[str] = set()
+        if not questions:
+            intake.close()
+
+    def note(self, event: Event) -> None:
+        """Called by the engine."""
+        if isinstance(event, Tokens):
+            self._tokens[event.id] += event.count
+            if event.text:
+                # An answer in the plain template begins with a space.
+                text = event.text if event.id in self._begun else event.text.removeprefix(" ")
+                self._begun.add(event.id)
+                if text:
+                    _write(self._file, {"request": int(event.id), "text": text})
+        elif isinstance(event, Finished):
+            self._end(event.id, event.reason)
+
+    def _end(self, request: str, reason: str) -> None:
+        _write(self._file, {"request": int(request), "finish_reason": reason, "tokens": self._tokens[request]})
+        self._left -= 1
+        if not self._left:
+            self._intake.close()
 
 
 def load_stage(recipe: InferenceRecipe, spec: JobSpec, rank: int, device: torch.device) -> Stage:
@@ -100,53 +140,6 @@ def _prompt(request: Request, recipe: InferenceRecipe, tokenizer: Any) -> list[i
     if not prompt:
         raise WrongInputError(f"question {request.id + 1}: the model's chat template makes nothing of it", "ask more")
     return prompt
-
-
-def _start(
-    request: Request, prompt: list[int], recipe: InferenceRecipe, tokenizer: Any, stop: frozenset[int], file: TextIO
-) -> Running:
-    room = recipe.max_model_len - len(prompt)
-    sequence = Running(prompt, min(request.max_tokens, room), request.sampling, stop)
-    text = _Text(tokenizer, stop)
-
-    def write(token: int) -> None:
-        if piece := text.add(token, last=sequence.finished):
-            _write(file, {"request": request.id, "text": piece})
-
-    sequence.on_token = write
-    return sequence
-
-
-class _Text:
-    """Turns token ids into text piece by piece; a piece ends where a character does, whatever bytes the tokens split.
-
-    Only a window is decoded: the tokens of the last piece, for a token's text can depend on the one before, and the new ones.
-    """
-
-    def __init__(self, tokenizer: Any, stop: frozenset[int]) -> None:
-        self._tokenizer = tokenizer
-        self._stop = stop
-        self._tokens: list[int] = []
-        self._window = self._told = 0  # where the window starts, and up to where tokens have been told
-        self._begun = False
-
-    def add(self, token: int, *, last: bool) -> str:
-        """The text that `token` completes, which may be none."""
-        if token not in self._stop:
-            self._tokens.append(token)
-        before = self._decode(self._tokens[self._window : self._told])
-        text = self._decode(self._tokens[self._window :])
-        if text.endswith("\ufffd") and not last:
-            return ""
-        piece = text[len(before) :]
-        if piece:
-            self._window, self._told = self._told, len(self._tokens)
-            if not self._begun:
-                self._begun, piece = True, piece.removeprefix(" ")  # the plain template's space
-        return piece
-
-    def _decode(self, tokens: list[int]) -> str:
-        return str(self._tokenizer.decode(tokens, skip_special_tokens=True))
 
 
 def _write(file: TextIO, entry: dict[str, Any]) -> None:

@@ -1,223 +1,285 @@
-"""Generation over the stages: groups of sequences take turns; while one is on the second stage, another is on the first.
+"""Generation over the stages, for all requests of an intake at once.
 
-Rank 0 leads: it decides what each group does next, runs its own layers and sends a header and the hidden states on. The other ranks
-follow what the headers say. The last one draws the tokens and returns only their ids.
+Rank 0 leads: it decides who takes the next step, runs its own layers and sends a header and the hidden states on. The other rank
+follows what the headers say; it draws the tokens and returns only their ids, and scores where they were asked for. As many steps
+are in flight as there are stages, so that both compute at once.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from enum import IntEnum
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
-from transformers.cache_utils import DynamicCache
 
-from launch.inference.request import Sampling
-from launch.inference.sampler import Row, draw
-from launch.shard.handoff import Handoff
+from launch.inference import wire
+from launch.inference.intake import Arrival, Failed, Finished, Intake, Scored, Stats, Tokens
+from launch.inference.link import Link
+from launch.inference.meter import Meter
+from launch.inference.runner import Chooser, Runner
+from launch.inference.scheduler import Opening, Part, Running, Scheduler, Step
+from launch.inference.text import Text
+from launch.inference.wire import Order, Told, WireOpening, WireRow, WireStep
 from launch.shard.stage import Stage
 
-# Two groups keep two stages busy: with one, each stage would wait while the other computes.
-GROUPS = 2
-CPU = torch.device("cpu")
-
-
-class Order(IntEnum):
-    """What a header tells the following stages to do."""
-
-    PREFILL = 0
-    DECODE = 1
-    END = 2
+# Seconds between two headers of an idle server: no receive may wait so long that the process group gives up.
+IDLE_EVERY = 5.0
 
 
 @dataclass
-class Running:
-    """A prompt and what has been drawn for it so far. `max_tokens` bounds what is drawn, `stop` are the ids that end it."""
+class Answer:
+    """Rank 0's half of a sequence: whom to tell, and its text so far."""
 
-    prompt: Sequence[int]
-    max_tokens: int
-    sampling: Sampling = field(default_factory=Sampling)
-    stop: frozenset[int] = frozenset()
-    on_token: Callable[[int], None] | None = None
-    tokens: list[int] = field(default_factory=list)
+    arrival: Arrival
+    running: Running
+    text: Text
 
     @property
-    def finished(self) -> bool:
-        """Whether nothing more is to be drawn."""
-        return len(self.tokens) >= self.max_tokens or (bool(self.tokens) and self.tokens[-1] in self.stop)
-
-    @property
-    def finish_reason(self) -> str:
-        """`stop` where an end token was drawn, else `length`."""
-        return "stop" if self.tokens and self.tokens[-1] in self.stop else "length"
+    def tops(self) -> tuple[int, int]:
+        """How many likeliest tokens are told with each of the answer's and of the prompt's; -1 where no scores are."""
+        request = self.arrival.request
+        answer, prompt = (-1 if top is None else top for top in (request.sampling.logprobs, request.prompt_logprobs))
+        return answer, prompt
 
 
-class _Group:
-    """What one stage keeps of a group: keys and values of its layers, which positions are padding, where each row stands."""
+@dataclass
+class _Flight:
+    """A step that the stages work on."""
 
-    def __init__(self, stage: Stage, padding: torch.Tensor, length: int) -> None:
-        self.cache: DynamicCache = stage.new_cache()
-        columns = torch.arange(length)
-        self.mask = (columns >= padding[:, None]).long().to(stage.device)
-        self.next_position = (length - padding).to(stage.device)
-        self.rows: list[Row] = []
-
-    def advance(self, stage: Stage, inputs: torch.Tensor, *, prefill: bool) -> torch.Tensor:
-        """Run the stage over a whole left-padded prompt, or over one new token of each row."""
-        if prefill:
-            positions = (self.mask.cumsum(-1) - 1).clamp(min=0)
-        else:
-            self.mask = torch.cat([self.mask, self.mask.new_ones(len(self.mask), 1)], dim=1)
-            positions = self.next_position[:, None]
-            self.next_position = self.next_position + 1
-        return stage.forward(inputs, attention_mask=self.mask, position_ids=positions, cache=self.cache, keep=1)
+    step: Step
+    wire: WireStep
+    tops: list[tuple[int, int]]
+    work: dist.Work | None
+    reply: torch.Tensor
 
 
-class Engine:
-    """One rank's part. On rank 0 call `generate` as often as needed, then `close`; on every other rank call `follow`."""
+class Leader:
+    """Rank 0: call `run` in a thread of its own; it ends when the intake says so.
 
-    def __init__(self, stage: Stage, *, pad_token: int = 0) -> None:
-        stage.model.eval()
-        self.stage = stage
-        self.handoff = Handoff(stage.device, alone=stage.cut.whole)
-        self.pad_token = pad_token
-        self._groups: dict[int, _Group] = {}
-        self._awaited: dict[int, tuple[dist.Work | None, torch.Tensor]] = {}
+    Args:
+        slots: how many sequences run at once.
+        chunk: how many tokens one step has at most.
+        adapters: the number of each adapter's name, and who has a row computed with it.
+        stop: the model's own end marks.
+        beat, rest: told when a step was made, and when there is nothing to do.
+    """
 
-    # ---- rank 0
-
-    @torch.inference_mode()
-    def generate(self, sequences: Sequence[Running], *, max_rows: int) -> None:
-        """Answer every sequence, in place; at most `max_rows` at once, spread over the groups.
-
-        A group is filled from the waiting sequences in their order, decodes until its last row has finished, and is filled again.
-        """
-        waiting = deque(sequences)
-        groups: dict[int, list[Running]] = {}
-        turns: deque[int] = deque()
-        room = [-(-max_rows // GROUPS), max_rows // GROUPS]
-        for group in range(GROUPS):
-            even = -(
-                -len(waiting) // (GROUPS - group)
-            )  # two short groups keep both stages busy, one full group does not
-            if self._fill(group, waiting, groups, min(room[group], even)):
-                turns.append(group)
-        while turns:
-            group = turns.popleft()
-            tokens = self._collect(group)
-            for row, token in zip(groups[group], tokens, strict=True):
-                if not row.finished:
-                    row.tokens.append(token)
-                    if row.on_token is not None:
-                        row.on_token(token)
-            if not all(row.finished for row in groups[group]):
-                last = [row.tokens[-1] for row in groups[group]]
-                self._submit(group, Order.DECODE, torch.tensor(last)[:, None])
-                turns.append(group)
-            elif self._fill(group, waiting, groups, room[group]):
-                turns.append(group)
-
-    def close(self) -> None:
-        """Tell the other ranks that nothing more comes."""
-        if self.handoff.world > 1:
-            self._send_header(Order.END, 0, 0, 0)
-            self.handoff.flush()
-
-    def _fill(self, group: int, waiting: deque[Running], groups: dict[int, list[Running]], rows: int) -> bool:
-        taken = [waiting.popleft() for _ in range(min(rows, len(waiting)))]
-        if not taken:
-            return False
-        groups[group] = taken
-        length = max(len(row.prompt) for row in taken)
-        ids = torch.full((len(taken), length), self.pad_token, dtype=torch.int64)
-        for index, row in enumerate(taken):
-            ids[index, length - len(row.prompt) :] = torch.tensor(list(row.prompt))
-        padding = torch.tensor([length - len(row.prompt) for row in taken])
-        self._submit(group, Order.PREFILL, ids, padding, [row.sampling for row in taken])
-        return True
-
-    def _submit(
+    def __init__(
         self,
-        group: int,
-        order: Order,
-        ids: torch.Tensor,
-        padding: torch.Tensor | None = None,
-        samplings: Sequence[Sampling] = (),
+        stage: Stage,
+        intake: Intake,
+        tokenizer: Any,
+        *,
+        slots: int,
+        chunk: int,
+        stop: frozenset[int],
+        adapters: Mapping[str, int] | None = None,
+        chooser: Chooser | None = None,
+        beat: Callable[[], None] = lambda: None,
+        rest: Callable[[], None] = lambda: None,
     ) -> None:
-        rows, length = ids.shape
-        if padding is not None:
-            self._groups[group] = _Group(self.stage, padding, length)
-            self._groups[group].rows = [Row(sampling) for sampling in samplings]
-        if self.handoff.world > 1:
-            self._send_header(order, group, rows, length)
-            if padding is not None:
-                self.handoff.send_forward(_encode(padding, samplings), tag=group)
-            self._awaited[group] = self.handoff.await_tokens(rows, tag=group)
-        output = self._groups[group].advance(self.stage, ids.to(self.stage.device), prefill=order is Order.PREFILL)
-        if self.handoff.world > 1:
-            self.handoff.send_forward(output, tag=group)
-        else:
-            self._awaited[group] = (None, self._draw(group, output))
+        self._stage, self._intake, self._tokenizer = stage, intake, tokenizer
+        self._link = Link(stage)
+        self._runner = Runner(stage, slots=slots, longest=intake.limits.max_model_len, adapters=chooser)
+        self._scheduler = Scheduler(
+            slots,
+            groups=self._link.world,
+            budget=chunk,
+            room=slots * intake.limits.max_model_len,
+            shares=self._runner.shares,
+            packs=self._runner.packs,
+        )
+        self._adapters, self._stop = dict(adapters or {}), stop
+        self._beat, self._rest = beat, rest
+        self._answers: dict[int, Answer] = {}
+        self._flights: deque[_Flight] = deque()
+        self._meter = Meter(self._link.world)
+        self._busy = (0.0,) * self._link.world
+        self._prompt_tokens = self._generated_tokens = 0
+        self.failure: BaseException | None = None
 
-    def _collect(self, group: int) -> list[int]:
-        work, tokens = self._awaited.pop(group)
-        if work is not None:
-            work.wait()
-        return [int(token) for token in tokens]
+    def run(self) -> None:
+        """Serve until the intake ends; whatever fails is told to all who wait."""
+        try:
+            with torch.inference_mode():
+                while not self._intake.closed:
+                    self._turn()
+                while self._flights:
+                    self._land(self._flights.popleft())
+                self._link.signal(Order.END)
+                self._link.flush()
+            self._fail("the server has stopped")
+        except BaseException as error:
+            self.failure = error
+            self._fail(f"the engine failed: {error}")
 
-    def _send_header(self, order: Order, group: int, rows: int, length: int) -> None:
-        self.handoff.send_forward(torch.tensor([order, group, rows, length]), tag=HEADER_TAG)
+    def _fail(self, message: str) -> None:
+        for arrival in [*(answer.arrival for answer in self._answers.values()), *self._intake.die()]:
+            arrival.on_event(Failed(arrival.request.id, message))
 
-    # ---- every other rank
+    def _turn(self) -> None:
+        """Whoever can step does; then the oldest step in flight is waited for."""
+        idle = not self._answers and not self._flights
+        if idle:
+            self._rest()
+        arrivals, cancelled = self._intake.collect(wait=IDLE_EVERY if idle else 0.0)
+        for arrival in arrivals:
+            self._take(arrival)
+        if cancelled:
+            given_up = set(cancelled)
+            for answer in [one for one in self._answers.values() if one.running.id in given_up]:
+                self._close(answer)
+        while (step := self._scheduler.next()) is not None:
+            self._launch(step)
+        if self._flights:
+            self._land(self._flights.popleft())
+            self._beat()
+        elif not self._answers:
+            self._link.signal(Order.IDLE)
+        self._tell()
+
+    def _take(self, arrival: Arrival) -> None:
+        request = arrival.request
+        running = Running(
+            request.id,
+            request.prompt,
+            adapter=0 if request.adapter is None else self._adapters[request.adapter],
+            scored=request.prompt_logprobs is not None,
+        )
+        self._prompt_tokens += len(request.prompt)
+        text = Text(self._tokenizer, stop=request.sampling.stop, keep_special=request.keep_special)
+        self._answers[id(running)] = Answer(arrival, running, text)
+        self._scheduler.add(running)
+        if request.prompt_logprobs is not None:
+            arrival.on_event(Tokens(request.id, "", 0, (Scored(request.prompt[0]),)))
+
+    # ---- a step
+
+    def _launch(self, step: Step) -> None:
+        answers = [self._answers[id(part.running)] for part in step.parts]
+        tops = [answer.tops for answer in answers]
+        sent = WireStep(
+            step.group,
+            tuple(_row(part) for part in step.parts),
+            tuple(self._opening(opening) for opening in step.openings),
+            0 if any(part.running.scored and not part.running.drawn for part in step.parts) else 1,
+        )
+        ids = torch.zeros(len(step.parts), sent.length, dtype=torch.int64)
+        for index, part in enumerate(step.parts):
+            tokens = part.running.at(part.start, part.count)
+            ids[index, sent.length - part.count :] = torch.tensor(tokens)
+        if self._link.world == 1:
+            self._flights.append(_Flight(step, sent, tops, None, self._runner.run(sent, ids.to(self._stage.device))))
+            return
+        self._link.announce(sent)
+        work, buffer = self._link.await_reply(wire.reply_size(sent, tops))
+        self._link.hand_on(self._runner.run(sent, ids.to(self._stage.device)))
+        self._flights.append(_Flight(step, sent, tops, work, buffer))
+
+    def _opening(self, opening: Opening) -> WireOpening:
+        running = opening.running
+        request = self._answers[id(running)].arrival.request
+        return WireOpening.of(request, running.slot, opening.source, opening.shared, running.drawn)
+
+    def _land(self, flight: _Flight) -> None:
+        if flight.work is not None:
+            flight.work.wait()
+        reply = wire.read_reply(flight.reply, flight.wire, flight.tops)
+        stages = (reply.busy,) if self._link.world == 1 else (self._runner.busy, reply.busy)
+        self._busy = self._meter.shares(stages)
+        drawn = [told for _, told in reply.rows if told is not None]
+        for part, (scored, _), (_, top) in zip(flight.step.parts, reply.rows, flight.tops, strict=True):
+            if scored and not part.running.gone:
+                arrival = self._answers[id(part.running)].arrival
+                arrival.on_event(Tokens(arrival.request.id, "", 0, tuple(_scored(one, top) for one in scored)))
+        parts = [part for part in flight.step.parts if part.draws]
+        gone = [part.running.gone for part in parts]
+        self._scheduler.landed(flight.step, [told.token for told in drawn])
+        for part, told, left in zip(parts, drawn, gone, strict=True):
+            if not left:
+                self._say(self._answers[id(part.running)], told)
+
+    def _say(self, answer: Answer, told: Told) -> None:
+        request, running = answer.arrival.request, answer.running
+        rule = request.sampling
+        if request.max_tokens < 1:  # only the prompt's scores were asked for
+            self._end(answer, "length")
+            return
+        ended = told.token in rule.stop_token_ids or (told.token in self._stop and not rule.ignore_eos)
+        last = ended or len(running.drawn) >= request.max_tokens
+        piece = answer.text.add(None if ended and not request.keep_special else told.token, last=last)
+        scored = (_scored(told, answer.tops[0]),) if rule.logprobs is not None else ()
+        self._generated_tokens += 1
+        cached = running.cached if len(running.drawn) == 1 else 0
+        answer.arrival.on_event(Tokens(request.id, piece, 1, scored, (told.token,), cached))
+        if last or answer.text.stopped:
+            self._end(answer, "stop" if ended or answer.text.stopped else "length")
+
+    def _end(self, answer: Answer, reason: str) -> None:
+        self._close(answer)
+        answer.arrival.on_event(Finished(answer.arrival.request.id, reason))
+
+    def _close(self, answer: Answer) -> None:
+        self._scheduler.remove(answer.running)
+        del self._answers[id(answer.running)]
+
+    def _tell(self) -> None:
+        scheduler = self._scheduler
+        self._intake.tell(
+            Stats(
+                waiting=len(scheduler.waiting),
+                running=len(scheduler.active),
+                kv_use=scheduler.held / scheduler.room,
+                busy=self._busy,
+                prompt_tokens=self._prompt_tokens,
+                generated_tokens=self._generated_tokens,
+                preempted=scheduler.preempted,
+            )
+        )
+
+
+class Follower:
+    """Every other rank: call `run`; it ends when rank 0 says so."""
+
+    def __init__(
+        self,
+        stage: Stage,
+        *,
+        slots: int,
+        longest: int,
+        chooser: Chooser | None = None,
+        beat: Callable[[], None] = lambda: None,
+        rest: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._link = Link(stage)
+        self._runner = Runner(stage, slots=slots, longest=longest, adapters=chooser)
+        self._beat, self._rest = beat, rest
 
     @torch.inference_mode()
-    def follow(self) -> None:
-        """Do what rank 0's headers say, until they say END."""
+    def run(self) -> None:
+        """Do what the headers say, until they say END."""
         while True:
-            header = self.handoff.recv_forward((4,), torch.int64, device=CPU, tag=HEADER_TAG)
-            order, group, rows, length = (int(value) for value in header)
-            if not self.stage.cut.last:
-                self.handoff.send_forward(header, tag=HEADER_TAG)
+            order, step = self._link.next()
             if order == Order.END:
-                self.handoff.flush()
+                self._link.flush()
                 return
-            if order == Order.PREFILL:
-                facts = self.handoff.recv_forward((rows, FACTS), torch.float64, device=CPU, tag=group)
-                padding, samplings = _decode(facts)
-                self._groups[group] = _Group(self.stage, padding, length)
-                self._groups[group].rows = [Row(sampling) for sampling in samplings]
-                if not self.stage.cut.last:
-                    self.handoff.send_forward(facts, tag=group)
-            hidden = self.handoff.recv_forward((rows, length, self.stage.hidden_size), self.stage.dtype, tag=group)
-            output = self._groups[group].advance(self.stage, hidden, prefill=order == Order.PREFILL)
-            if self.stage.cut.last:
-                self.handoff.return_tokens(self._draw(group, output), tag=group)
-            else:
-                self.handoff.send_forward(output, tag=group)
-
-    def _draw(self, group: int, logits: torch.Tensor) -> torch.Tensor:
-        return torch.tensor(draw(logits[:, -1], self._groups[group].rows))
+            if step is not None:
+                self._link.reply(self._runner.run(step, self._link.hidden(step)))
+                self._beat()
+            elif order == Order.IDLE:
+                self._rest()
 
 
-# Headers travel apart from the groups' tensors, whose tags are the groups' numbers.
-HEADER_TAG = GROUPS
-# A row of a new group, as numbers: padding, temperature, top_p, top_k, seed. Float64 holds integers up to 2**53 exactly.
-FACTS = 5
+def _row(part: Part) -> WireRow:
+    running = part.running
+    scores = 0
+    if running.scored and not running.drawn:
+        scores = min(part.count, len(running.prompt) - 1 - part.start)
+    return WireRow(running.slot, part.start, part.count, part.draws, running.adapter, scores)
 
 
-def _encode(padding: torch.Tensor, samplings: Sequence[Sampling]) -> torch.Tensor:
-    facts = [
-        [float(pad), s.temperature, s.top_p, float(s.top_k), float(s.seed)]
-        for pad, s in zip(padding.tolist(), samplings, strict=True)
-    ]
-    return torch.tensor(facts, dtype=torch.float64)
-
-
-def _decode(facts: torch.Tensor) -> tuple[torch.Tensor, list[Sampling]]:
-    samplings = [
-        Sampling(temperature=row[1], top_p=row[2], top_k=int(row[3]), seed=int(row[4])) for row in facts.tolist()
-    ]
-    return facts[:, 0].long(), samplings
+def _scored(told: Told, top: int) -> Scored:
+    return Scored(told.token, told.logprob, told.top[: max(top, 0)])

@@ -15,8 +15,8 @@ import torch.distributed as dist
 from transformers.utils.logging import disable_progress_bar
 
 from launch import model_card
-from launch.inference.intake import Event, Failed, Finished, Intake, Tokens
-from launch.inference.relay import Follower, Leader
+from launch.inference.engine import Follower, Leader
+from launch.inference.intake import Event, Failed, Finished, Intake, Limits, Tokens
 from launch.inference.request import GenerationRequest
 from launch.shard.stage import Stage
 from launch.split import balance, whole
@@ -39,7 +39,7 @@ class Rank:
     """One rank's engine in a thread of its own. Rank 0, or a rank that holds the whole model, can be asked."""
 
     def __init__(self, stage: Stage, rank: int, *, slots: int, chunk: int, longest: int) -> None:
-        self.intake = Intake(longest, 4096, int(stage.config.vocab_size))
+        self.intake = Intake(Limits(longest, max_waiting=4096))
         self._leads = rank == 0 or stage.cut.whole
         self._leader: Leader | None = None
         if self._leads:
@@ -49,13 +49,11 @@ class Rank:
                 models.tokenizer(),
                 slots=slots,
                 chunk=chunk,
-                adapters={},
                 stop=frozenset(),
-                choose=lambda _: None,
             )
             run: Callable[[], None] = self._leader.run
         else:
-            run = Follower(stage, choose=lambda _: None).run
+            run = Follower(stage, slots=slots, longest=longest).run
         self._thread = threading.Thread(target=run, daemon=True)
         self._thread.start()
 
@@ -70,13 +68,13 @@ class Rank:
 
     def submit(self, prompt: Sequence[int], count: int, timeline: Timeline) -> None:
         """Ask for one more answer."""
-        request = GenerationRequest(id=str(next(_ids)), prompt=tuple(prompt), max_tokens=count, ignore_eos=True)
+        request = GenerationRequest(id=str(next(_ids)), prompt=tuple(prompt), max_tokens=count)
         timeline.asked[request.id] = time.perf_counter()
         self.intake.submit(request, timeline.note)
 
     def close(self) -> None:
         """End the engine; on a rank that follows, wait until the leading one has."""
-        self.intake.end()
+        self.intake.close()
         self._thread.join(WITHIN)
 
 

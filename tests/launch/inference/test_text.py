@@ -9,7 +9,7 @@ import transformers
 from tokenizers import Tokenizer, decoders, pre_tokenizers, trainers
 from tokenizers.models import BPE
 
-from launch.inference.batch import _Text
+from launch.inference.text import Text
 from tests import models
 
 BYTES = models.tokenizer()
@@ -18,8 +18,9 @@ TEXT = "Größe: 3 µm, 42 €, 你好, 👩‍👩‍👧 and e\u0301. "
 
 
 def _pieces(tokenizer: Any, tokens: list[int], stop: frozenset[int] = STOP) -> list[str]:
-    text = _Text(tokenizer, stop)
-    return [text.add(token, last=index == len(tokens) - 1) for index, token in enumerate(tokens)]
+    text = Text(tokenizer)
+    last = len(tokens) - 1
+    return [text.add(None if token in stop else token, last=index == last) for index, token in enumerate(tokens)]
 
 
 def test_characters_come_out_whole_however_tokens_split_them() -> None:
@@ -52,13 +53,15 @@ def test_the_pieces_of_any_tokens_are_what_decoding_all_of_them_gives() -> None:
     draw = random.Random(5)  # noqa: S311 - reproducible, not secret
     for _ in range(50):
         tokens = [draw.randrange(256) for _ in range(40)]  # mostly no valid text at all
-        assert "".join(_pieces(BYTES, tokens)) == BYTES.decode(tokens).removeprefix(" ")
+        assert "".join(_pieces(BYTES, tokens)) == BYTES.decode(tokens)
 
 
-def test_the_space_that_a_plain_answer_begins_with_is_not_told() -> None:
-    assert _pieces(BYTES, BYTES(" Two  x").input_ids) == ["", "T", "w", "o", " ", " ", "x"]
-    assert "".join(_pieces(BYTES, BYTES("  x").input_ids)) == " x"
-    assert "".join(_pieces(BYTES, BYTES(" ").input_ids)) == ""
+def test_a_stop_text_ends_the_answer_and_what_may_begin_one_waits() -> None:
+    text = Text(BYTES, stop=("END", "###"))
+    told = [text.add(token, last=False) for token in BYTES("a E b#").input_ids]
+    assert told == ["a", " ", "", "E ", "b", ""]
+    assert [text.add(token, last=False) for token in BYTES("# END").input_ids][-1] == ""
+    assert text.stopped
 
 
 def test_half_a_character_at_the_very_end_is_told_as_such() -> None:
