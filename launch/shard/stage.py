@@ -19,6 +19,10 @@ from cluster.errors import WrongInputError
 from launch.split import Cut
 
 
+# By what a decoder multiplies its embeddings in its own forward pass (Granite): only the first stage may.
+EMBEDDING_SCALE = "embedding_multiplier"
+
+
 class Passthrough(nn.Module):
     """Stands where another rank's layer would be, so that layer numbers and state-dict keys stay global."""
 
@@ -61,6 +65,8 @@ def prune(model: PreTrainedModel, cut: Cut) -> None:
     tied = bool(getattr(model, "all_tied_weights_keys", {}))
     if not cut.first and not (cut.last and tied):
         decoder.embed_tokens = nn.Module()
+    if not cut.first and hasattr(decoder, EMBEDDING_SCALE):
+        setattr(decoder, EMBEDDING_SCALE, 1.0)
     if not cut.last:
         decoder.norm = nn.Identity()
         model.set_output_embeddings(cast("Any", nn.Identity()))
@@ -83,7 +89,7 @@ class _PlusOne(nn.Module):
 def check_seams(model: PreTrainedModel) -> None:
     """Make sure that the decoder hands hidden states to its layers as they come, and nothing else from layer to layer.
 
-    Tried out with empty layers: models that scale, normalise or widen the embeddings (Granite), or carry something beside
+    Tried out with empty layers: models that scale or normalise or widen the embeddings, or carry something beside
     the hidden states, would do so again on every stage, and be silently wrong.
 
     Raises:
@@ -93,7 +99,9 @@ def check_seams(model: PreTrainedModel) -> None:
     hidden = torch.linspace(-1, 1, 2 * model.config.get_text_config(decoder=True).hidden_size)
     hidden = hidden.reshape(1, 2, -1).to(model.device, model.dtype)
     positions = torch.arange(2, device=model.device)[None]
-    layers, norm = decoder.layers, decoder.norm
+    layers, norm, scale = decoder.layers, decoder.norm, getattr(decoder, EMBEDDING_SCALE, None)
+    if scale is not None:
+        setattr(decoder, EMBEDDING_SCALE, 1.0)  # on later stages `prune` has done so for good
     decoder.layers, decoder.norm = nn.ModuleList(Passthrough(layer) for layer in layers), _PlusOne(model)
     try:
         handed_on = decoder(inputs_embeds=hidden, position_ids=positions, use_cache=False).last_hidden_state
@@ -102,6 +110,8 @@ def check_seams(model: PreTrainedModel) -> None:
         cuttable = False  # it asks more of a layer than to take and return hidden states
     finally:
         decoder.layers, decoder.norm = layers, norm
+        if scale is not None:
+            setattr(decoder, EMBEDDING_SCALE, scale)
     if not cuttable:
         raise WrongInputError(
             f"{type(model).__name__}: does more between its layers than to hand on hidden states, so it cannot be cut there",

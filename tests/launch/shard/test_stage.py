@@ -175,8 +175,7 @@ def test_another_layout_is_refused_by_its_name(name: str, settings: dict[str, An
 @pytest.mark.parametrize(
     ("name", "settings"),
     [
-        ("GraniteForCausalLM", {"embedding_multiplier": 12.0}),  # scales what it embeds
-        ("AfmoeForCausalLM", {"mup_enabled": True, "num_local_experts": 4, "moe_intermediate_size": 32}),  # so does it
+        ("AfmoeForCausalLM", {"mup_enabled": True, "num_local_experts": 4, "moe_intermediate_size": 32}),  # scales it
         ("NanoChatForCausalLM", {}),  # normalises it
     ],
 )
