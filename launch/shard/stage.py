@@ -18,7 +18,6 @@ from transformers.cache_utils import Cache, DummyLayer, DynamicCache
 from cluster.errors import WrongInputError
 from launch.split import Cut
 
-
 # By what a decoder multiplies its embeddings in its own forward pass (Granite): only the first stage may.
 EMBEDDING_SCALE = "embedding_multiplier"
 
