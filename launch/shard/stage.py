@@ -7,115 +7,18 @@ per-layer attention types stay those of the architecture, and a rank reads and h
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
-from safetensors import SafetensorError
-from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.cache_utils import Cache, DummyLayer, DynamicCache
 
 from cluster.errors import WrongInputError
+from launch.shard.load import load
+from launch.shard.prune import Passthrough, check_seams, find_decoder, prune
 from launch.split import Cut
 
-# By what a decoder multiplies its embeddings in its own forward pass (Granite): only the first stage may.
-EMBEDDING_SCALE = "embedding_multiplier"
-
-
-class Passthrough(nn.Module):
-    """Stands where another rank's layer would be, so that layer numbers and state-dict keys stay global."""
-
-    def __init__(self, foreign: nn.Module) -> None:
-        super().__init__()
-        # Some decoders read the kind of attention off the layer before they call it.
-        self.__dict__.update({name: value for name, value in vars(foreign).items() if isinstance(value, str)})
-
-    def forward(self, hidden_states: torch.Tensor, *_args: Any, **_kwargs: Any) -> torch.Tensor:
-        """Return `hidden_states`, shape [rows, tokens, hidden], unchanged."""
-        return hidden_states
-
-
-def find_decoder(model: nn.Module) -> nn.Module:
-    """The one module that holds both the token embedding and the layers (`get_decoder()` is not reliable for that).
-
-    Raises:
-        WrongInputError: the architecture is laid out otherwise, so it cannot be cut by layers.
-    """
-    found = [
-        m
-        for m in model.modules()
-        if isinstance(getattr(m, "layers", None), nn.ModuleList) and hasattr(m, "embed_tokens")
-    ]
-    if len(found) != 1 or not hasattr(found[0], "norm"):
-        name = type(model).__name__
-        raise WrongInputError(
-            f"{name}: not a plain stack of layers (found {len(found)} modules with .layers, .embed_tokens and .norm)",
-            "only decoders with one embedding, one list of layers and one final norm can be split over two nodes",
-        )
-    return found[0]
-
-
-def prune(model: PreTrainedModel, cut: Cut) -> None:
-    """Replace, in place, everything of `model` that stage `cut` does not hold."""
-    decoder: Any = find_decoder(model)
-    for index, layer in enumerate(decoder.layers):
-        if not cut.start <= index < cut.end:
-            decoder.layers[index] = Passthrough(layer)
-    tied = bool(getattr(model, "all_tied_weights_keys", {}))
-    if not cut.first and not (cut.last and tied):
-        decoder.embed_tokens = nn.Module()
-    if not cut.first and hasattr(decoder, EMBEDDING_SCALE):
-        setattr(decoder, EMBEDDING_SCALE, 1.0)
-    if not cut.last:
-        decoder.norm = nn.Identity()
-        model.set_output_embeddings(cast("Any", nn.Identity()))
-        # Nothing is left to tie, and the loader would look for the missing half of the tie.
-        cast("Any", model).all_tied_weights_keys = {}
-
-
-class _PlusOne(nn.Module):
-    """Stands for the norm while seams are tried, so that what comes out shows what was handed to it."""
-
-    def __init__(self, like: PreTrainedModel) -> None:
-        super().__init__()
-        self.one = nn.Parameter(torch.ones((), device=like.device, dtype=like.dtype), requires_grad=False)
-
-    def forward(self, hidden_states: torch.Tensor, *_args: Any, **_kwargs: Any) -> torch.Tensor:
-        return hidden_states + self.one
-
-
-@torch.inference_mode()
-def check_seams(model: PreTrainedModel) -> None:
-    """Make sure that the decoder hands hidden states to its layers as they come, and nothing else from layer to layer.
-
-    Tried out with empty layers: models that scale or normalise or widen the embeddings, or carry something beside
-    the hidden states, would do so again on every stage, and be silently wrong.
-
-    Raises:
-        WrongInputError: it does not, so it cannot be cut by layers.
-    """
-    decoder: Any = find_decoder(model)
-    hidden = torch.linspace(-1, 1, 2 * model.config.get_text_config(decoder=True).hidden_size)
-    hidden = hidden.reshape(1, 2, -1).to(model.device, model.dtype)
-    positions = torch.arange(2, device=model.device)[None]
-    layers, norm, scale = decoder.layers, decoder.norm, getattr(decoder, EMBEDDING_SCALE, None)
-    if scale is not None:
-        setattr(decoder, EMBEDDING_SCALE, 1.0)  # on later stages `prune` has done so for good
-    decoder.layers, decoder.norm = nn.ModuleList(Passthrough(layer) for layer in layers), _PlusOne(model)
-    try:
-        handed_on = decoder(inputs_embeds=hidden, position_ids=positions, use_cache=False).last_hidden_state
-        cuttable = torch.equal(handed_on, hidden + 1)
-    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError):
-        cuttable = False  # it asks more of a layer than to take and return hidden states
-    finally:
-        decoder.layers, decoder.norm = layers, norm
-        if scale is not None:
-            setattr(decoder, EMBEDDING_SCALE, scale)
-    if not cuttable:
-        raise WrongInputError(
-            f"{type(model).__name__}: does more between its layers than to hand on hidden states, so it cannot be cut there",
-            "set `nodes: 1` to run it whole on one node, or choose another model",
-        )
+__all__ = ["Passthrough", "Stage", "check_seams", "find_decoder", "load_config", "prune"]
 
 
 def load_config(folder: Path) -> PreTrainedConfig:
@@ -146,33 +49,23 @@ class Stage:
         self.hidden_size = int(model.config.get_text_config(decoder=True).hidden_size)
 
     @classmethod
-    def load(cls, folder: Path, cut: Cut, *, dtype: torch.dtype, device: torch.device) -> Stage:
-        """Load this stage's tensors, and only those, from the safetensors of `folder`.
+    def load(
+        cls,
+        folder: Path,
+        cut: Cut,
+        *,
+        dtype: torch.dtype,
+        device: torch.device,
+        quantization: Literal["nf4"] | None = None,
+    ) -> Stage:
+        """Load this stage's tensors, and only those, from the safetensors of `folder`; with `quantization`, into 4 bits.
 
         Raises:
-            WrongInputError: the architecture is not supported, or the checkpoint lacks tensors of this stage.
+            WrongInputError: the architecture is not supported, or the checkpoint lacks tensors of this stage, or they are not
+                what its configuration says; nothing was loaded then.
+            RefusedError: it is quantised in a way that this device cannot keep.
         """
-        config = load_config(folder)
-        architecture = _causal_class(config, folder)
-        try:
-            model, info = _pruned_class(architecture, cut).from_pretrained(
-                folder,
-                config=config,
-                dtype=dtype,
-                device_map={"": device},
-                use_safetensors=True,
-                output_loading_info=True,
-            )
-        except torch.OutOfMemoryError:
-            raise
-        except (RuntimeError, ValueError, OSError, SafetensorError) as error:
-            reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-            raise WrongInputError(f"{folder}: cannot be loaded: {reason}", "download the model again") from error
-        if missing := sorted(info["missing_keys"]):
-            raise WrongInputError(
-                f"{folder}: {len(missing)} tensors of {cut} are not in the checkpoint, first {missing[0]}",
-                "download the model again, or check that its safetensors belong to its config.json",
-            )
+        model = load(folder, load_config(folder), cut, dtype=dtype, device=device, quantization=quantization)
         if not cut.whole:
             check_seams(model)
         return cls(model, cut)
@@ -212,35 +105,3 @@ class Stage:
             if not self.cut.start <= index < self.cut.end:
                 cache.layers[index] = DummyLayer()
         return cache
-
-
-def _causal_class(config: PreTrainedConfig, folder: Path) -> type[PreTrainedModel]:
-    try:
-        return cast("type[PreTrainedModel]", AutoModelForCausalLM._model_mapping[type(config)])
-    except KeyError:
-        raise WrongInputError(
-            f"{folder / 'config.json'}: model_type {config.model_type!r} is no causal language model that transformers knows",
-            "choose a text-generation model",
-        ) from None
-
-
-def _pruned_class(architecture: type[PreTrainedModel], cut: Cut) -> Any:
-    """`architecture`, pruned to `cut` as soon as it is built (on the meta device, before any memory is taken)."""
-    if cut.whole:
-        return architecture
-
-    class Pruned(architecture):  # type: ignore[misc]
-        # The checkpoint holds the other ranks' tensors too; they are left unread.
-        _keys_to_ignore_on_load_unexpected = (r".*",)
-
-        def __init__(self, config: PreTrainedConfig, *args: Any, **kwargs: Any) -> None:
-            super().__init__(config, *args, **kwargs)
-            prune(self, cut)
-
-    # The loader and the quantizers look up their rules by these names.
-    Pruned.__name__, Pruned.__qualname__, Pruned.__module__ = (
-        architecture.__name__,
-        architecture.__qualname__,
-        architecture.__module__,
-    )
-    return Pruned

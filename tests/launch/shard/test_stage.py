@@ -17,7 +17,6 @@ from cluster.errors import WrongInputError
 from launch.shard.stage import Passthrough, Stage, check_seams, find_decoder, load_config
 from launch.split import Cut, whole
 from tests import models
-from tests.ranks import run_ranks
 
 CPU = torch.device("cpu")
 CUTS = (Cut(0, 1, 4), Cut(1, 3, 4), Cut(3, 4, 4))
@@ -96,44 +95,6 @@ def test_layers_of_other_ranks_have_no_place_in_the_cache(tmp_path: Path) -> Non
         assert cache.get_seq_length() == 3
         own = [layer for layer in cache.layers if not isinstance(layer, DummyLayer)]
         assert [tuple(layer.keys.shape) for layer in own] == [(2, 2, 3, 16)] * (cut.end - cut.start)
-
-
-# Memory: 8 layers of 8.3 MB, which a fresh process can tell from its own noise.
-LARGE = {
-    "hidden_size": 512,
-    "intermediate_size": 1024,
-    "num_hidden_layers": 8,
-    "num_attention_heads": 8,
-    "head_dim": 64,
-}
-
-
-def test_layers_of_other_ranks_never_take_memory(tmp_path: Path) -> None:
-    folder = models.make(tmp_path / "model", **LARGE)
-    weights = (folder / "model.safetensors").stat().st_size
-    quarter, everything = run_ranks(_peak_of_loading, folder, [Cut(2, 4, 8), whole(8)], world=1)[0]
-    assert everything > weights, "or nothing was measured"
-    assert quarter < 0.4 * everything
-
-
-def _peak_of_loading(_rank: int, folder: Path, cuts: list[Cut]) -> list[int]:
-    """By how many bytes the process's memory grew at most while each stage was loaded."""
-    _load(models.make(folder.parent / "other"), whole(4))  # what is imported or kept for good on first use
-    peaks = []
-    for cut in cuts:
-        Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
-        before = _memory("VmRSS")
-        # In another type than the file's, so that every tensor is read and converted rather than mapped.
-        stage = Stage.load(folder, cut, dtype=torch.bfloat16, device=CPU)
-        peaks.append(_memory("VmHWM") - before)
-        del stage
-    return peaks
-
-
-def _memory(what: str) -> int:
-    found = re.search(rf"{what}:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    assert found is not None
-    return int(found[1]) * 1024
 
 
 def test_a_tensor_that_is_missing_is_named_by_the_stage_that_needs_it(tmp_path: Path) -> None:
