@@ -26,6 +26,9 @@ from tests.ranks import run_ranks
 
 STEPS = 20
 TOLERANCE = 1e-6
+# Adam divides a gradient by its own size, so that rounding shows in a weight whose gradient is all but zero: 20 steps of 1e-3
+# could move it by 2e-2 in all.
+WEIGHT_TOLERANCE = 1e-5
 CPU = torch.device("cpu")
 
 
@@ -133,7 +136,7 @@ def test_two_ranks_learn_the_lora_weights_of_one_process(
     merged = dict(PeftModel.from_pretrained(whole_model, tmp_path / "adapter").named_parameters())
     assert len(weights) > 30
     for name, weight in weights.items():
-        assert (merged[name] - weight).abs().max() <= TOLERANCE, name
+        assert (merged[name] - weight).abs().max() <= WEIGHT_TOLERANCE, name
 
 
 @pytest.mark.parametrize("architecture", ["llama", "llama-tied"])
