@@ -234,13 +234,11 @@ def refuse_absent(recipe: Recipe) -> None:
 def _missing(recipe: FinetuneRecipe | InferenceRecipe) -> tuple[str, str] | None:
     if isinstance(recipe, InferenceRecipe):
         absent = [
-            (recipe.quantization is not None, "`quantization`", "leave it out"),
             (recipe.adapter_from is not None, "`adapter_from`", "give `adapter_path` the job's adapter/ folder"),
         ]
     else:
         absent = [
             (recipe.strategy not in ("auto", "pipeline"), f"`strategy: {recipe.strategy}`", "use `strategy: pipeline`"),
-            (recipe.adapter == "qlora", "`adapter: qlora`", "use `adapter: lora`"),
             (any(data.split for data in recipe.datasets), "`datasets[].split`", "leave it out: a file is taken whole"),
         ]
     return next(((what, instead) for wrong, what, instead in absent if wrong), None)

@@ -34,6 +34,7 @@ def recipe_for(job: JobHandle) -> InferenceRecipe:
         base_model=where + job.path("model") if full else recipe.base_model,
         adapter_path=None if full else where + job.path("adapter"),
         max_model_len=recipe.sequence_len,
+        quantization="nf4" if recipe.adapter == "qlora" else None,  # what did not fit in 16 bits then does not now
     )
 
 

@@ -29,6 +29,8 @@ VERBS = {
     "bench": ("sparkctl.bench", "Measure the link, or a served model under load."),
     "dataset": ("sparkctl.dataset", "Question-and-answer pairs from any Python package or source folder."),
     "export": ("sparkctl.export", "A recipe as a script for Slurm or torchrun."),
+    "quantize": ("sparkctl.quantize", "An NF4 copy of a model, experts too: a quarter of its size."),
+    "merge": ("sparkctl.merge", "A fine-tuned job's adapter, added into its model."),
     "recipes": ("sparkctl.recipes", "The ready recipes; their JSON Schema for editors."),
     "clean": ("sparkctl.clean", "List and remove what lies on the nodes and nothing refers to."),
     "demo": ("sparkctl.demo", "Rehearse all of it in four minutes: train, fine-tune and ask, on two local ranks."),

@@ -13,6 +13,7 @@ import safetensors.torch
 import torch
 import torch.distributed as dist
 from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
+from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedConfig
 
@@ -28,9 +29,14 @@ def linear_names(config: PreTrainedConfig) -> list[str]:
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     decoder: Any = find_decoder(model)
-    return sorted(
-        {name.rpartition(".")[2] for name, module in decoder.layers.named_modules() if isinstance(module, nn.Linear)}
-    )
+    names = {
+        name.rpartition(".")[2] for name, module in decoder.layers.named_modules() if isinstance(module, nn.Linear)
+    }
+    # Where experts are fused, peft takes some names (gate_proj, up_proj, down_proj) for the experts' and leaves dense and shared
+    # layers of that name alone: an adapter would be another than was asked for, so these names are not offered.
+    probe = LoraConfig(target_modules=sorted(names))
+    convert_peft_config_for_transformers(probe, model, None)
+    return sorted(names & set(probe.target_modules or ()))
 
 
 def add_lora(stage: Stage, recipe: FinetuneRecipe) -> Any:

@@ -72,7 +72,15 @@ def prepare(recipe: FinetuneRecipe, spec: JobSpec, rank: int, device: torch.devi
     # Frozen weights can be 16-bit; weights that are trained stay 32-bit and only compute in 16, or small steps would be
     # rounded away.
     dtype = torch.bfloat16 if sixteen and recipe.adapter != "full" else torch.float32
-    stage = Stage.load(Path(recipe.base_model), spec.cut(rank), dtype=dtype, device=device)
+    stage = Stage.load(
+        Path(recipe.base_model),
+        spec.cut(rank),
+        dtype=dtype,
+        device=device,
+        quantization="nf4" if recipe.adapter == "qlora" else None,
+        quantize_experts=recipe.quantize_moe_experts,
+    )
+    stage.model.train()  # before anything runs: in eval mode bitsandbytes repacks 4-bit weights on a CPU, and then trains wrong
     if recipe.sample_packing:
         packing.check(stage, recipe.name)
     return Pipeline(stage, recipe, autocast=torch.bfloat16 if sixteen else None)

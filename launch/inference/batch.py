@@ -87,7 +87,13 @@ class _Writer:
 
 def load_stage(recipe: InferenceRecipe, spec: JobSpec, rank: int, device: torch.device) -> Stage:
     """This rank's layers, with those parts of the adapter that belong to them."""
-    stage = Stage.load(Path(recipe.base_model), spec.cut(rank), dtype=working_type(device), device=device)
+    stage = Stage.load(
+        Path(recipe.base_model),
+        spec.cut(rank),
+        dtype=working_type(device),
+        device=device,
+        quantization=recipe.quantization,
+    )
     if recipe.adapter_path:
         add_adapter(stage, Path(recipe.adapter_path))
     return stage

@@ -61,6 +61,22 @@ class Checkpoint:
         tensors.of_folder(folder)  # says what is wrong, in words
         self.entries: Mapping[str, Entry] = {entry.name: entry for path in _files(folder) for entry in _entries(path)}
 
+    @classmethod
+    def of_file(cls, path: Path) -> Checkpoint:
+        """Of a single safetensors file.
+
+        Raises:
+            WrongInputError: it is not there, cut short or damaged.
+        """
+        made = cls.__new__(cls)
+        made.folder, made.bytes_read, made._files = path.parent, 0, {}
+        try:
+            tensors.of_file(path)
+        except OSError as error:
+            raise WrongInputError(f"{path}: cannot be read ({error.strerror})", "check the folder") from None
+        made.entries = {entry.name: entry for entry in _entries(path)}
+        return made
+
     def read(self, entry: Entry, out: torch.Tensor) -> None:
         """Fill `out` with the tensor of `entry`: of its shape; type, device and strides are those of `out`."""
         assert tuple(out.shape) == entry.shape, (entry.name, tuple(out.shape), entry.shape)

@@ -38,8 +38,11 @@ def load(
     dtype: torch.dtype,
     device: torch.device,
     quantization: Literal["nf4"] | None = None,
+    quantize_experts: bool = True,
 ) -> PreTrainedModel:
     """The model of `folder` as far as stage `cut` holds it.
+
+    `quantization` makes 4 bits of what does not come so: linear modules and, with `quantize_experts`, fused experts.
 
     Raises:
         WrongInputError: the architecture is no language model in layers, or the checkpoint is wrong; nothing was loaded then.
@@ -50,12 +53,12 @@ def load(
     _refuse_expansion(method, folder, device, quantization)
     checkpoint = Checkpoint(folder)
     try:
-        plain = _unquantized(config) if method in ("nf4", "mxfp4") else config
+        plain = unquantized(config) if method in ("nf4", "mxfp4") else config
         sketch = sketched(architecture, plain, cut, dtype)
         origins = conversion.origins(sketch, checkpoint)
         if method != "fp8":
             conversion.check(sketch, origins, folder, cut)
-        packed = _packed(sketch, origins, quantization)
+        packed = _packed(sketch, origins, quantization, experts_too=quantize_experts)
         hold = _Hold(origins, checkpoint, dtype, device)
         model = _place(architecture, plain, cut, hold, packed, method, sketch)
         hold.fill(model, packed)
@@ -118,14 +121,16 @@ def quantizable(model: PreTrainedModel) -> tuple[set[str], set[str]]:
     return linears, experts
 
 
-def _packed(sketch: PreTrainedModel, origins: dict[str, Origin], quantization: str | None) -> tuple[set[str], set[str]]:
+def _packed(
+    sketch: PreTrainedModel, origins: dict[str, Origin], quantization: str | None, *, experts_too: bool
+) -> tuple[set[str], set[str]]:
     """Linear modules and fused experts that are to be held in NF4: all of them if asked, and those that come so."""
     linears, experts = quantizable(sketch)
-    if quantization == "nf4":
-        return linears, experts
+    asked = quantization == "nf4"
+    come_so = {name for name, origin in origins.items() if origin.is_nf4 or origin.is_mxfp4}
     return (
-        {name for name in linears if (own := origins.get(f"{name}.weight")) and own.is_nf4},
-        {name for name in experts if (own := origins.get(name)) and (own.is_nf4 or own.is_mxfp4)},
+        {name for name in linears if asked or f"{name}.weight" in come_so},
+        {name for name in experts if (asked and experts_too) or name in come_so},
     )
 
 
@@ -242,7 +247,7 @@ def _finish(model: PreTrainedModel, folder: Path) -> None:
         model.generation_config = GenerationConfig.from_pretrained(folder)
 
 
-def _unquantized(config: PreTrainedConfig) -> PreTrainedConfig:
+def unquantized(config: PreTrainedConfig) -> PreTrainedConfig:
     about = config.to_dict()
     about.pop("quantization_config", None)
     return type(config).from_dict(about)

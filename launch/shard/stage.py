@@ -57,15 +57,26 @@ class Stage:
         dtype: torch.dtype,
         device: torch.device,
         quantization: Literal["nf4"] | None = None,
+        quantize_experts: bool = True,
     ) -> Stage:
-        """Load this stage's tensors, and only those, from the safetensors of `folder`; with `quantization`, into 4 bits.
+        """Load this stage's tensors, and only those, from the safetensors of `folder`.
+
+        With `quantization` linear modules are held in 4 bits, and fused experts too unless `quantize_experts` says no.
 
         Raises:
             WrongInputError: the architecture is not supported, or the checkpoint lacks tensors of this stage, or they are not
                 what its configuration says; nothing was loaded then.
             RefusedError: it is quantised in a way that this device cannot keep.
         """
-        model = load(folder, load_config(folder), cut, dtype=dtype, device=device, quantization=quantization)
+        model = load(
+            folder,
+            load_config(folder),
+            cut,
+            dtype=dtype,
+            device=device,
+            quantization=quantization,
+            quantize_experts=quantize_experts,
+        )
         if not cut.whole:
             check_seams(model)
         return cls(model, cut)

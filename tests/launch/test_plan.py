@@ -290,9 +290,7 @@ def test_what_this_version_does_is_not_refused(recipe: Recipe) -> None:
     ("recipe", "named"),
     [
         (tune(adapter="lora", strategy="fsdp2"), "`strategy: fsdp2`"),
-        (tune(adapter="qlora"), "`adapter: qlora`"),
         (tune(adapter="lora", datasets=[{"path": "a.jsonl", "type": "qa", "split": "test"}]), "`datasets[].split`"),
-        (serve(quantization="nf4"), "`quantization`"),
         (serve(quantization=None, adapter_from="tune-1a2b"), "`adapter_from`"),
         (parse_dump({"kind": "command", "name": "run", "command": ["date"]}), "`kind: command`"),
     ],

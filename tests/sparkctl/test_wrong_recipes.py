@@ -128,7 +128,6 @@ WRONG: dict[str, tuple[Callable[[Path], None], tuple[str, ...]]] = {
 }
 SSH = "nodes:\n- {name: a, host: 192.0.2.1, user: u}\n- {name: b, host: 192.0.2.2, user: u}\n"
 REFUSED: dict[str, tuple[Callable[[Path], None], tuple[str, ...]]] = {
-    "qlora": (_recipe("adapter: lora", "adapter: qlora"), ("adapter: qlora", "not in this version")),
     "fsdp2": (_recipe("adapter: lora", "strategy: fsdp2"), ("strategy: fsdp2", "strategy: pipeline")),
     "serving": (_file("tiny.yaml", "kind: inference\nbase_model: ./model\nmax_model_len: 64\n"), ("sparkctl ask",)),
     "nodes over SSH": (_file("pair.yaml", SSH), ("SSH", "transport: local")),

@@ -51,6 +51,21 @@ def test_every_linear_module_of_the_layers_is_named(architecture: str, feed_forw
     assert adapt.linear_names(config) == sorted([*ATTENTION, *feed_forward])
 
 
+@pytest.mark.parametrize("architecture", ["deepseek-v3", "qwen3-next", "glm4-moe"])
+def test_names_that_peft_takes_for_fused_experts_are_not_adapted_in_their_place(
+    architecture: str, tmp_path: Path
+) -> None:
+    folder = models.make(tmp_path / "model", architecture)
+    names = adapt.linear_names(load_config(folder))
+    assert "o_proj" in names
+    assert not {"gate_proj", "up_proj", "down_proj"} & set(names)
+    adapted = _adapter(folder, whole(4))
+    assert adapted
+    assert not [name for name in adapted if ".experts." in name]
+    with pytest.raises(WrongInputError, match="no layer of the model has a linear module 'gate_proj'"):
+        _adapter(folder, whole(4), lora_target_modules=["gate_proj", "up_proj"])
+
+
 def test_an_adapter_starts_the_same_however_the_model_is_cut(tmp_path: Path) -> None:
     folder = models.make(tmp_path / "model")
     everything = _adapter(folder, whole(4))

@@ -26,8 +26,8 @@ from tests.ranks import run_ranks
 
 STEPS = 20
 TOLERANCE = 1e-6
-# Adam divides a gradient by its own size, so that rounding shows in a weight whose gradient is all but zero: 20 steps of 1e-3
-# could move it by 2e-2 in all.
+# Adam divides a gradient by its own size, so that rounding shows in a weight whose gradient is all but zero: 20 steps of 5e-3
+# could move it by 0.1 in all.
 WEIGHT_TOLERANCE = 1e-5
 CPU = torch.device("cpu")
 
