@@ -31,7 +31,13 @@ def run(folder: JobFolder, spec: JobSpec, rank: int, device: torch.device, repor
     listener = (
         server.listen(recipe.host, recipe.port) if rank == 0 else None
     )  # a taken port is told before anything is loaded
-    stage = Stage.load(Path(recipe.base_model), spec.cut(rank), dtype=batch.working_type(device), device=device)
+    stage = Stage.load(
+        Path(recipe.base_model),
+        spec.cut(rank),
+        dtype=batch.working_type(device),
+        device=device,
+        quantization=recipe.quantization,
+    )
     choose = _adapt(stage, recipe)
     reporter.listen_for_stop()
     reporter.tell(Report("running"))
