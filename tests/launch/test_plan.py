@@ -16,7 +16,7 @@ from launch.kv_cache import LayerCache
 from launch.model_card import ModelCard, Part
 from launch.plan import UnfitError, nodes_of, plan, refuse_absent, refuse_unfit
 from launch.precision import Kind, Weight
-from launch.recipe import Recipe, parse_dump
+from launch.recipe import Recipe
 from launch.speed import TrainingSpeed
 from launch.workload import Training
 from tests.launch.plans import NODES, SPARKS, cpus, public, serve, tune
@@ -292,7 +292,6 @@ def test_what_this_version_does_is_not_refused(recipe: Recipe) -> None:
         (tune(adapter="lora", strategy="fsdp2"), "`strategy: fsdp2`"),
         (tune(adapter="lora", datasets=[{"path": "a.jsonl", "type": "qa", "split": "test"}]), "`datasets[].split`"),
         (serve(quantization=None, adapter_from="tune-1a2b"), "`adapter_from`"),
-        (parse_dump({"kind": "command", "name": "run", "command": ["date"]}), "`kind: command`"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
