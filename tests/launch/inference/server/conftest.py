@@ -10,13 +10,13 @@ import pytest
 from tests.launch.inference.server.serving import Served, equip, serving
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def parrots(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the model and its adapter."""
     return equip(tmp_path_factory.mktemp("parrots"))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def endpoint(parrots: Path) -> Iterator[Served]:
     """It answers on two ranks."""
     with serving(parrots) as served:

@@ -103,8 +103,9 @@ class Served:
 
     def metric(self, name: str) -> float:
         """One figure of /metrics, summed over its labels."""
-        lines = [line for line in self.ask("/metrics").text.splitlines() if line.startswith(f"sparkctl_{name}")]
-        assert lines, name
+        text = self.ask("/metrics").text
+        assert f"# TYPE sparkctl_{name.partition('{')[0]} " in text, name
+        lines = [line for line in text.splitlines() if line.startswith(f"sparkctl_{name}")]
         return sum(float(line.rpartition(" ")[2]) for line in lines)
 
     def idle(self) -> bool:

@@ -15,6 +15,7 @@ import pytest
 
 from launch.inference.endpoint import Endpoint, key_of
 from launch.job import JobFolder
+from sparkctl.recipes import folder
 from tests.commandline import CommandLine, wait_for
 from tests.launch.inference.server.parrot import COUNTING, GREETING, SINGING
 from tests.launch.inference.server.serving import ADAPTER, MODEL, RECIPE, Served, served
@@ -144,26 +145,28 @@ def test_tunnel_brings_the_endpoint_here(endpoint: Served) -> None:
 
 @pytest.fixture(scope="module")
 def second(parrots: Path) -> CommandLine:
-    """A recipe of its own, to be run and stopped."""
-    commands = CommandLine(parrots)
+    """Servers of its own, to be run and stopped; what the demo makes is there."""
+    commands = CommandLine(parrots, HOME=str(parrots))
+    (parrots / ".sparkctl" / "demo").mkdir(parents=True, exist_ok=True)
+    (parrots / ".sparkctl" / "demo" / "trained").symlink_to(parrots / "model")
     (parrots / "second.yaml").write_text(json.dumps({**RECIPE, "name": "second", "adapter_path": None}))
     return commands
 
 
 def test_run_says_how_to_ask_and_stop_lets_answers_end(second: CommandLine) -> None:
-    with second.started("run", "second.yaml") as process:
+    with second.started("run", str(folder() / "serve-tiny.yaml"), "--set", "max_model_len=2048") as process:
         assert process.stdout is not None
         shown = []
         while not shown or not shown[-1].startswith("page"):
             shown.append(process.stdout.readline())
             assert shown[-1], (shown, process.stderr.read() if process.stderr else "")
         job = JobFolder(second.home / "jobs" / re.findall(r"^job (\S+):", "".join(shown), re.MULTILINE)[0])
-        url = re.findall(r"^ready +(http://127\.0\.0\.1:\d+/v1), models: second$", "".join(shown), re.MULTILINE)
+        url = re.findall(r"^ready +(http://127\.0\.0\.1:\d+/v1), models: serve-tiny$", "".join(shown), re.MULTILINE)
         assert url == [_endpoint(job).base_url]
         assert any(line.startswith(f"ask          sparkctl ask {job.id} ") for line in shown)
         here = served(second, job)
         answers: list[Any] = []
-        body = {"model": "second", "prompt": SINGING, "max_tokens": 800, "temperature": 0}
+        body = {"model": "serve-tiny", "prompt": SINGING, "max_tokens": 800, "temperature": 0}
         asker = threading.Thread(target=lambda: answers.append(here.ask("/v1/completions", body)))
         asker.start()
         wait_for(lambda: here.metric("requests_running") == 1, seconds=60)
