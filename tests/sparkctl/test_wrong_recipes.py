@@ -126,11 +126,8 @@ WRONG: dict[str, tuple[Callable[[Path], None], tuple[str, ...]]] = {
         ("pair.yaml:1: nodes",),
     ),
 }
-SSH = "nodes:\n- {name: a, host: 192.0.2.1, user: u}\n- {name: b, host: 192.0.2.2, user: u}\n"
 REFUSED: dict[str, tuple[Callable[[Path], None], tuple[str, ...]]] = {
     "fsdp2": (_recipe("adapter: lora", "strategy: fsdp2"), ("strategy: fsdp2", "strategy: pipeline")),
-    "serving": (_file("tiny.yaml", "kind: inference\nbase_model: ./model\nmax_model_len: 64\n"), ("sparkctl ask",)),
-    "nodes over SSH": (_file("pair.yaml", SSH), ("SSH", "transport: local")),
 }
 
 
