@@ -64,6 +64,20 @@ def meet() -> None:
     store.wait([f"met-{times}-{other}" for other in range(world)], MEET_WITHIN)
 
 
+def stops_after(step: int, *, asked: bool) -> bool:
+    """Whether all ranks stop after this step. Each calls it at the end of every step, in which all of them have met.
+
+    Ranks are asked to stop at about the same time, which is not the same step. Rank 0 decides, and names the step after the next:
+    none can have come so far before it was named.
+    """
+    if not _STORE:
+        return asked
+    store, rank, *_ = _STORE
+    if asked and rank == 0 and not store.check(["stop"]):
+        store.set("stop", str(step + 2))
+    return bool(store.check(["stop"])) and step >= int(store.get("stop"))
+
+
 def leave() -> None:
     """Leave the group together, so that no rank mistakes the other's orderly end for a failure."""
     if dist.is_initialized():

@@ -10,6 +10,9 @@ from launch.agent.view import LinkView, NodeView, RankView
 
 # Seconds. When one rank dies the others fail on their broken connections; their reports are awaited, to tell cause from echo.
 ECHO = 1.0
+# The other agent, which talks four times a second, is about to be missed; and how long one that was killed may take to come back.
+QUIET = 0.75
+RETURNS_WITHIN = 6.0
 # Nothing from the other agent, or nothing over a rail: a cable that is moved comes back sooner.
 SILENT = 10.0
 # A rank that somebody has stopped.
@@ -60,7 +63,7 @@ def judge(attempt: Attempt, nodes: Sequence[NodeView], link: LinkView | None) ->
     """
     return (
         _left(nodes)
-        or _ended(attempt, nodes)
+        or _ended(attempt, nodes, link)
         or (_silent(attempt, nodes, link) if link is not None else None)
         or _memory(nodes)
         or _standing_still(attempt, nodes)
@@ -78,13 +81,19 @@ def _left(nodes: Sequence[NodeView]) -> Verdict | None:
     return None
 
 
-def _ended(attempt: Attempt, nodes: Sequence[NodeView]) -> Verdict | None:
+def _ended(attempt: Attempt, nodes: Sequence[NodeView], link: LinkView | None) -> Verdict | None:
     failed = [rank for rank in _ranks(attempt, nodes) if rank.status]
     if not failed:
         return None
     causes = [rank for rank in failed if _is_cause(rank)]
-    if not causes and max(rank.dead_for for rank in failed) < ECHO:
-        return None
+    if not causes:
+        dead_for = max(rank.dead_for for rank in failed)
+        if attempt.joined and any(node.attempt != attempt.number for node in nodes):
+            return None  # the agent behind it has come back: see _absent
+        if link is not None and link.silence > QUIET:  # gone with its rank; it may be back in a moment, and tell
+            return _vanished(nodes) if dead_for > RETURNS_WITHIN else None
+        if dead_for < ECHO:
+            return None
     rank = max(causes or failed, key=lambda one: one.dead_for)
     if rank.told and rank.kind == "input":
         return Verdict("failed", rank.message, rank.fix, rank.number, wrong_input=True)
@@ -94,6 +103,16 @@ def _ended(attempt: Attempt, nodes: Sequence[NodeView]) -> Verdict | None:
         rank.fix or _advice(attempt.job, rank),
         rank.number,
         again=rank.kind in ("peer", "crash"),
+    )
+
+
+def _vanished(nodes: Sequence[NodeView]) -> Verdict:
+    there = nodes[1].node if len(nodes) > 1 else "the other node"
+    return Verdict(
+        "failed",
+        f"node {there}: its agent fell silent and its rank broke off",
+        f"is {there} on? `sparkctl status`",
+        again=True,
     )
 
 

@@ -18,6 +18,7 @@ import torch
 from transformers import AutoTokenizer
 
 from cluster.errors import FailedError
+from launch import group
 from launch.agent.report import Report, Reporter
 from launch.chat import Sample
 from launch.finetune import data, packing, schedule
@@ -54,9 +55,14 @@ def run(folder: JobFolder, spec: JobSpec, rank: int, device: torch.device, repor
     if rank == 0:
         _print_resumed(recipe, found)
     reporter.tell(Report("running"))
+    reporter.listen_for_stop()
     with contextlib.ExitStack() as stack:
         log = stack.enter_context(MetricsLog(folder, after=found.step if found else 0)) if rank == 0 else None
-        train(strategy, recipe, corpus, log, reporter, checkpoints=checkpoints, done=found.step if found else 0)
+        try:
+            train(strategy, recipe, corpus, log, reporter, checkpoints=checkpoints, done=found.step if found else 0)
+        except StoppedError as stopped:
+            print(stopped, flush=True)  # noqa: T201 - the rank's log
+            return
     reporter.rest("saving the result")
     place.mkdir(parents=True, exist_ok=True)
     where = strategy.save(adapter=place / "adapter", model=place / "model", tokenizer=tokenizer)
@@ -100,6 +106,7 @@ def train(
 
     Raises:
         FailedError: the loss explodes or is no number any more, or a checkpoint cannot be written.
+        StoppedError: it was asked to stop, and has written a checkpoint.
     """
     per_epoch = data.steps_per_epoch(len(corpus.train), recipe.micro_batch_size * recipe.gradient_accumulation_steps)
     total = recipe.max_steps or max(1, round(per_epoch * recipe.num_epochs))
@@ -120,10 +127,17 @@ def train(
         if corpus.validation and (step % (recipe.eval_steps or per_epoch) == 0 or step == total):
             reporter.rest("an evaluation")
             _evaluate(strategy, recipe, corpus.validation, step, log)
-        if checkpoints is not None and step < total and step % (recipe.save_steps or per_epoch) == 0:
+        stops = step < total and group.stops_after(step, asked=reporter.stop_asked)
+        if checkpoints is not None and step < total and (stops or step % (recipe.save_steps or per_epoch) == 0):
             reporter.rest("a checkpoint")
             checkpoints.save(step, strategy.state())
+        if stops:
+            raise StoppedError(f"stopped after step {step}")
     return tallies
+
+
+class StoppedError(Exception):
+    """Somebody has asked for the end, and the ranks have agreed on this step."""
 
 
 def _stop_if_lost(tally: Tally, before: list[Tally], step: int, checkpoints: Checkpoints | None) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +20,7 @@ from tests.laptop import Laptop
 pytestmark = pytest.mark.timeout(600)
 
 SECRET = "for-the-ranks"
+STEPS = 150  # enough that one can come in between
 
 
 @dataclass
@@ -35,7 +38,7 @@ class Watched:
 
 @pytest.fixture(scope="module")
 def watched(laptop: Laptop) -> Iterator[Watched]:
-    recipe = laptop.recipe("tiny", max_steps=60, eval_steps=None)
+    recipe = laptop.recipe("tiny", max_steps=STEPS, eval_steps=None)
     before = _counters(laptop.head)
     job = laptop.detach(recipe)
     seen = Watched(laptop, job)
@@ -79,9 +82,22 @@ def test_losses_are_those_of_the_embedded_pair(watched: Watched, tmp_path: Path)
     assert watched.laptop.losses(watched.job) == pytest.approx(losses(alone.jobs()[-1]), abs=1e-6)
 
 
+def test_a_rank_that_is_killed_on_the_way_changes_no_loss(watched: Watched) -> None:
+    laptop = watched.laptop
+    settings = {"max_steps": STEPS, "eval_steps": None, "restart": {"max": 1, "backoff": "1s"}}
+    job = laptop.detach(laptop.recipe("again", **settings))
+    laptop.until(lambda: _has_begun(laptop, job) and len(laptop.losses(job)) > 8, 240, "nine steps")
+    (rank,) = [process.pid for process in laptop.peer.processes() if "worker" in process.argv]
+    os.kill(rank, signal.SIGKILL)
+    laptop.until(lambda: _has_ended(laptop, job), 240, "the end of the job")
+    state = laptop.state(laptop.head, job)
+    assert state is not None and (state.state, state.attempt) == ("succeeded", 2), state
+    assert laptop.losses(job) == pytest.approx(laptop.losses(watched.job), abs=1e-6)
+
+
 def test_activations_cross_both_rails_and_not_the_management_network(watched: Watched) -> None:
     rails = [watched.moved[name][1] for name in watched.laptop.head.rails]
-    assert min(rails) > 500_000  # 60 steps of four micro-batches, forward and back
+    assert min(rails) > 500_000  # many steps of four micro-batches, forward and back
     # Whatever the agents say meanwhile on the management network, no rank has a socket there, nor on any wildcard.
     assert {".".join(address.split(".")[:3]) for address in watched.sockets} == {"192.168.100", "192.168.101"}
     environment = watched.environments[watched.laptop.head.name]
@@ -126,7 +142,7 @@ def test_jobs_are_listed_with_their_state_and_a_second_laptop_sees_them_too(watc
         done = laptop("jobs", "--json", HOME=home)
         assert done.returncode == 0, done.stderr
         row = next(row for row in json.loads(done.stdout) if row["id"] == watched.job)
-        assert (row["state"], row["step"], row["total_steps"]) == ("succeeded", 60, 60)
+        assert (row["state"], row["step"], row["total_steps"]) == ("succeeded", STEPS, STEPS)
     assert not (tmp_path / ".sparkctl" / "jobs").exists()
 
 

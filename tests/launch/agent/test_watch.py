@@ -55,6 +55,16 @@ def test_an_echo_alone_is_waited_for_a_moment() -> None:
     assert late == ("rank 0 (node a) ended with status 1: DistError: gone", 0, True)
 
 
+def test_an_echo_of_an_agent_that_is_gone_is_put_down_to_the_agent() -> None:
+    echo = rank(0, status=1, dead_for=2.0, told=True, kind="peer", message="DistError: gone")
+    quiet = LinkView(2.0, (2.0, 2.0))
+    assert verdict(node(0, echo), node(1), quiet) is None
+    back = node(1, attempt=0, ranks=())
+    assert verdict(node(0, echo), back) == ("the agent of node b ended and came back", None, True)
+    gone = verdict(node(0, replace(echo, dead_for=6.5)), node(1), LinkView(6.5, (6.5, 6.5)))
+    assert gone == ("node b: its agent fell silent and its rank broke off", None, True)
+
+
 @pytest.mark.parametrize(("kind", "again"), [("crash", True), ("told", False), ("memory", False), ("peer", True)])
 def test_only_what_may_pass_is_tried_again(kind: str, again: bool) -> None:
     failed = rank(1, status=1, dead_for=2.0, told=True, kind=kind, message="said why")
