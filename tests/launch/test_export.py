@@ -14,7 +14,7 @@ from launch.job import JobFolder
 from launch.recipe import CommandRecipe
 from tests.commandline import finished, losses
 
-pytestmark = pytest.mark.timeout(400)
+pytestmark = pytest.mark.timeout(900)
 
 # What srun and scontrol do for a script of two tasks, as far as it uses them; Slurm itself is not needed to see that.
 SRUN = """#!/bin/bash
@@ -61,7 +61,7 @@ def test_the_script_trains_as_the_job_does(
     job = JobFolder(tmp_path / "job")
     given = environment(slurm, SPARKCTL_JOB=str(job.path), MASTER_PORT=str(unused_port))
     ran = subprocess.run(
-        [shell, str(script)], cwd=tmp_path, env=given, capture_output=True, text=True, timeout=300, check=False
+        [shell, str(script)], cwd=tmp_path, env=given, capture_output=True, text=True, timeout=600, check=False
     )
     assert ran.returncode == 0, ran.stdout[-3000:] + ran.stderr[-3000:]
     assert losses(job) == pytest.approx(losses(seen.job), abs=1e-6)

@@ -15,7 +15,7 @@ import pytest
 from launch.job import JobFolder
 from tests.commandline import CommandLine, gone, pids, wait_for
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(900)
 
 REDUCES = """
 import os, torch, torch.distributed as dist
@@ -112,7 +112,7 @@ def test_torchrun_joins_both_sides_and_its_output_is_followed(commands: CommandL
         "{head_addr}",
     ]
     words += ["--master-port", str(free_port()), str(commands.folder / "reduces.py")]
-    done = commands("run", recipe(commands, "reduces", command=words), seconds=250)
+    done = commands("run", recipe(commands, "reduces", command=words), seconds=600)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "rank 0 | the sum is 3.0 of 2" in done.stdout
     assert "rank 1 | the sum is 3.0 of 2" in done.stdout
@@ -120,7 +120,7 @@ def test_torchrun_joins_both_sides_and_its_output_is_followed(commands: CommandL
 
 
 def test_a_script_finds_its_rendezvous_in_its_environment(commands: CommandLine) -> None:
-    done = commands("run", recipe(commands, "direct", command=python(REDUCES)), seconds=250)
+    done = commands("run", recipe(commands, "direct", command=python(REDUCES)), seconds=600)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count("the sum is 3.0 of 2") == 2
 

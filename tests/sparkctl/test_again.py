@@ -10,7 +10,7 @@ from launch.again import fingerprints, model_of
 from launch.job import JobFolder
 from tests.commandline import finished, losses, wait_for
 
-pytestmark = pytest.mark.timeout(400)
+pytestmark = pytest.mark.timeout(900)
 
 
 def test_a_job_is_repeated_exactly_and_has_the_same_hashes() -> None:
@@ -18,7 +18,7 @@ def test_a_job_is_repeated_exactly_and_has_the_same_hashes() -> None:
     again = seen.commands("run", "--again", seen.job.id, "--detach")
     assert again.returncode == 0, again.stderr
     job = JobFolder(seen.commands.home / "jobs" / again.stdout.strip())
-    wait_for(lambda: job.state().ended, 300)
+    wait_for(lambda: job.state().ended, 600)
     assert job.state().state == "succeeded", job.state()
     assert losses(job) == losses(seen.job)
     assert job.spec().recipe == seen.job.spec().recipe
