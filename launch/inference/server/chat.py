@@ -76,7 +76,8 @@ class Chat:
 
     def _listener(self, thinking: bool) -> Listener | ChannelListener:
         tools = bool(self._wanted.tools) and self._wanted.tool_choice != "none"
-        return listener(self._service.template, tools=tools, thinking=thinking)
+        spaced = not self._service.tokenizer.chat_template
+        return listener(self._service.template, tools=tools, thinking=thinking, spaced=spaced)
 
     async def _whole(self, asked: Asked, hears: list[Listener | ChannelListener]) -> dict[str, Any]:
         said: list[list[Said]] = [[] for _ in hears]

@@ -71,16 +71,24 @@ def form_of(template: str, *, tools: bool) -> Form:
 
 
 class Listener:
-    """Takes the text of one answer piece by piece. `thinking`: the prompt itself has opened a thought."""
+    """Takes the text of one answer piece by piece.
 
-    def __init__(self, form: Form, *, thinking: bool = False) -> None:
+    Args:
+        thinking: the prompt itself has opened a thought.
+        spaced: an answer begins with a space that is none of it, as in the template of models that bring none.
+    """
+
+    def __init__(self, form: Form, *, thinking: bool = False, spaced: bool = False) -> None:
         self._form = form
+        self._spaced = spaced
         self._block = form.blocks[0] if thinking and form.blocks else None
         self._held = ""
         self._fresh = True  # nothing of the answer has been passed on yet
 
     def take(self, text: str) -> list[Said]:
         """What `text` completes. What may be the beginning of a mark, or of a call, is held back."""
+        if self._spaced and text:
+            self._spaced, text = False, text.removeprefix(" ")
         self._held += text
         if self._form.whole is not None and self._fresh and self._may_be_whole():
             return []
@@ -228,10 +236,10 @@ class ChannelListener:
             self._channel = "thought" if channel is not None and channel["channel"] == "analysis" else "answer"
 
 
-def listener(template: str, *, tools: bool, thinking: bool) -> Listener | ChannelListener:
+def listener(template: str, *, tools: bool, thinking: bool, spaced: bool = False) -> Listener | ChannelListener:
     """Who listens to the answers of a model with this chat template."""
     form = form_of(template, tools=tools)
-    return ChannelListener() if form.channels else Listener(form, thinking=thinking)
+    return ChannelListener() if form.channels else Listener(form, thinking=thinking, spaced=spaced)
 
 
 # ---- The forms of calls

@@ -135,6 +135,12 @@ def test_a_prompt_that_opens_the_thought_leads_into_it() -> None:
     assert summed(said) == ("Four.", "Hm.\n", [])
 
 
+def test_the_space_before_a_plain_answer_is_none_of_it() -> None:
+    one = listener("", tools=False, thinking=False, spaced=True)
+    assert one.take("") == []
+    assert one.take(" Four") + one.take(" five") + one.end() == [Said(answer="Four"), Said(answer=" five")]
+
+
 def test_text_comes_as_soon_as_it_cannot_be_a_mark() -> None:
     one = listener(HERMES, tools=True, thinking=False)
     assert one.take("Hello <") == [Said(answer="Hello ")]
