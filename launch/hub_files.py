@@ -61,8 +61,7 @@ def origin(repository: str) -> Origin:
             sha256 = entry.lfs.sha256 if entry.lfs is not None else ""
             if sha256:
                 checksums[entry.rfilename] = sha256
-            # In place of a time: what changes with the content.
-            files[entry.rfilename] = File(int(entry.size), int((sha256 or entry.blob_id or "0")[:15], 16))
+            files[entry.rfilename] = File(int(entry.size), 0, sha256 or entry.blob_id or revision)
 
         def read(name: str, begin: int, size: int) -> bytes:
             return fetch(url(repository, name, revision, endpoint()), begin, size, token())

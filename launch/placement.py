@@ -64,7 +64,7 @@ def of_files(contents: Contents) -> Placement:
 
 
 def same(one: Contents, other: Contents) -> bool:
-    """Whether two folders hold the same model, as far as names, sizes, headers and configuration tell."""
+    """Whether two folders hold the same model, as far as names, sizes, headers, samples and configuration tell."""
     return _identity(one, times=False) == _identity(other, times=False)
 
 
@@ -86,7 +86,8 @@ def _identity(contents: Contents, *, times: bool) -> str:
     for name in sorted(counted):
         seen = contents.files[name]
         header = contents.headers.get(name, b"")
-        total.update(f"{name}\0{seen.size}\0{seen.changed if times else ''}\0{len(header)}\0".encode() + header)
+        changed = seen.changed if times else ""
+        total.update(f"{name}\0{seen.size}\0{changed}\0{seen.sample}\0{len(header)}\0".encode() + header)
     total.update((contents.config or "").encode())
     return total.hexdigest()
 

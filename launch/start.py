@@ -23,6 +23,8 @@ from launch.speed import TrainingSpeed
 
 if TYPE_CHECKING:
     from cluster.record import PairRecord
+    from cluster.transfer import Progress
+    from launch.halves import Placed, Wants
     from launch.handle import JobHandle, PairHandle, Row
     from launch.inference.request import Request
     from launch.spec import RankSpec
@@ -37,15 +39,18 @@ class Prepared:
     card: ModelCard
     plan: Plan
     inventory: Inventory
+    wants: Wants | None = None
 
 
-def prepare_file(path: Path, overrides: Sequence[str], inventory: Inventory) -> Prepared:
+def prepare_file(
+    path: Path, overrides: Sequence[str], inventory: Inventory, pair: PairHandle | None = None
+) -> Prepared:
     """Read, check and plan a recipe file to start it; errors that only the model shows are told by file and line too.
 
     Raises:
         WrongInputError, RefusedError: see `prepare`, and a wrong recipe file.
     """
-    return _from_file(path, overrides, partial(prepare, inventory=inventory, source=str(path)))
+    return _from_file(path, overrides, partial(prepare, inventory=inventory, pair=pair, source=str(path)))
 
 
 def survey_file(path: Path, overrides: Sequence[str], inventory: Inventory, *, memory: float | None = None) -> Prepared:
@@ -66,16 +71,27 @@ def _from_file(path: Path, overrides: Sequence[str], make: Callable[[Recipe], Pr
         raise yamlfile.wrong(document, type(wanted), (error.key,), error.problem, error.fix) from None
 
 
-def prepare(wanted: Recipe, inventory: Inventory, *, source: str = "") -> Prepared:
+def prepare(wanted: Recipe, inventory: Inventory, pair: PairHandle | None = None, *, source: str = "") -> Prepared:
     """Check the model, the data and the pair, and lay the model out, so that it can be started.
+
+    Args:
+        pair: reaches the nodes, where they are not this machine: what the recipe names may lie on them, or on the hub.
 
     Raises:
         WrongInputError: the model folder, a dataset or a value that goes with them is wrong.
         RefusedError: understood, but not to be had; or there is no room for it.
+        FailedError: a node, or the hub, cannot be asked.
     """
     planning.refuse_absent(wanted)
     assert not isinstance(wanted, CommandRecipe)  # refused above
-    prepared = _plan(wanted, model_card.read(Path(wanted.base_model)), inventory, source, None)
+    if pair is None or inventory.embedded:
+        prepared = _plan(wanted, model_card.read(Path(wanted.base_model)), inventory, source, None)
+    else:
+        from launch import supply
+
+        nodes = [pair.transport(node.name) for node in inventory.nodes]
+        wants = supply.find(wanted, nodes, local=next((node.name for node in inventory.nodes if node.is_local), None))
+        prepared = _plan(wanted, wants.model.card(), inventory, source, None, wants)
     planning.refuse_unfit(wanted, prepared.plan)
     return prepared
 
@@ -102,23 +118,32 @@ def survey(wanted: Recipe, inventory: Inventory, *, source: str = "", memory: fl
 
 
 def _plan(
-    wanted: FinetuneRecipe | InferenceRecipe, card: ModelCard, inventory: Inventory, source: str, memory: float | None
+    wanted: FinetuneRecipe | InferenceRecipe,
+    card: ModelCard,
+    inventory: Inventory,
+    source: str,
+    memory: float | None,
+    wants: Wants | None = None,
 ) -> Prepared:
     """Lay the model out; where its weights lie here, so that it could be started, check what goes with them too."""
     nodes = planning.nodes_of(wanted, inventory)
     boxes = box.asked(nodes, memory) if memory is not None else _boxes(nodes, inventory)
-    is_here = card.has_weights and card.folder.is_dir()
+    is_here = wants is None and card.has_weights and card.folder.is_dir()  # else it has been checked
     if is_here:
         _check_tokenizer(card.folder)
     adapter: tuple[int, ...] = ()
-    if isinstance(wanted, InferenceRecipe) and wanted.adapter_path is not None:
+    if wants is not None:
+        from launch import supply
+
+        adapter = supply.adapter_elements(wants.adapters, card.layers)
+    elif isinstance(wanted, InferenceRecipe) and wanted.adapter_path is not None:
         adapter = model_card.adapter_elements(Path(wanted.adapter_path), card.layers)
     made = planning.plan(wanted, card, boxes, adapter=adapter)
     if is_here and isinstance(wanted, FinetuneRecipe):
         for dataset in wanted.datasets:
             for _ in rows.read(Path(dataset.path), dataset.type):
                 pass
-    return Prepared(wanted, source, card, made, inventory)
+    return Prepared(wanted, source, card, made, inventory, wants)
 
 
 def _boxes(nodes: Sequence[Node], inventory: Inventory) -> tuple[Box, ...]:
@@ -127,11 +152,22 @@ def _boxes(nodes: Sequence[Node], inventory: Inventory) -> tuple[Box, ...]:
     return box.of(nodes, known, embedded=inventory.embedded, has_gpu=box.this_has_gpu())
 
 
-def start(prepared: Prepared, pair: PairHandle, *, version: str, requests: Sequence[Request] = ()) -> JobHandle:
-    """Make the job's folder on its nodes and start their agents, which outlive this program.
+def start(
+    prepared: Prepared,
+    pair: PairHandle,
+    *,
+    version: str,
+    requests: Sequence[Request] = (),
+    watch: Callable[[Progress], None] = lambda moved: None,
+) -> JobHandle:
+    """Bring the nodes what they need, make the job's folder on them and start their agents, which outlive this program.
+
+    Args:
+        watch: told of everything that is copied, by several threads.
 
     Raises:
-        RefusedError: the nodes are no pair, or have another version of our code, or other jobs leave no room for this one.
+        RefusedError: the nodes are no pair, have another version of our code, or no room on the disk; or other jobs leave no room
+            for this one.
         FailedError: a node cannot be reached, or cannot do it; nothing of the job is left then.
     """
     # What only starting needs: a plan is shown in half the time without.
@@ -144,6 +180,7 @@ def start(prepared: Prepared, pair: PairHandle, *, version: str, requests: Seque
     pair.refuse_old_code()
     rows, inventory = pair.rows()[0], prepared.inventory
     admission.refuse_crowded(prepared.recipe.name, prepared.plan.ranks, _held(rows))
+    placed = _place(prepared, pair, watch)
     hidden = {name: value for name, value in inventory.env.items() if is_secret(name)}
     spec = JobSpec(
         id=job.new_id(prepared.recipe.name, {row.id for row in rows}),
@@ -151,7 +188,7 @@ def start(prepared: Prepared, pair: PairHandle, *, version: str, requests: Seque
         version=version,
         recipe=prepared.recipe.model_dump(mode="json"),
         layers=prepared.card.layers,
-        ranks=tuple(_rank(prepared, planned, pair.record) for planned in prepared.plan.ranks),
+        ranks=tuple(_rank(prepared, planned, pair.record, placed.get(planned.node)) for planned in prepared.plan.ranks),
         master_addr="127.0.0.1",
         embedded=inventory.embedded,
         link=reach.link(inventory, pair.record) if len(prepared.plan.ranks) > 1 else None,
@@ -171,20 +208,32 @@ def _held(rows: Sequence[Row]) -> Iterator[Held]:
             yield from (Held(row.id, rank.node, rank.needed) for rank in row.spec.ranks)
 
 
-def _rank(prepared: Prepared, planned: RankPlan, record: PairRecord | None) -> RankSpec:
-    """A rank whose node has everything where the recipe says."""
+def _place(prepared: Prepared, pair: PairHandle, watch: Callable[[Progress], None]) -> dict[str, Placed]:
+    """Where everything lies on each node, once it does; nothing for the embedded pair, which reads what the recipe names."""
+    if prepared.wants is None or pair.record is None:
+        return {}
+    from launch import halves
+
+    sites = halves.sites(pair.record, [pair.transport(node.name) for node in prepared.inventory.nodes])
+    cuts = {planned.node: planned.cut for planned in prepared.plan.ranks}
+    return halves.place(prepared.wants, cuts, sites, watch)
+
+
+def _rank(prepared: Prepared, planned: RankPlan, record: PairRecord | None, placed: Placed | None) -> RankSpec:
+    """A rank, whose node has everything where the recipe says, or where it was placed."""
     from launch.spec import RankSpec
 
     wanted = prepared.recipe
     adapter = wanted.adapter_path if isinstance(wanted, InferenceRecipe) else None
+    data = tuple(dataset.path for dataset in wanted.datasets) if isinstance(wanted, FinetuneRecipe) else ()
     return RankSpec(
         rank=planned.rank,
         node=planned.node,
         start=planned.cut.start,
         end=planned.cut.end,
-        model=wanted.base_model,
-        adapters={adapter: adapter} if adapter else {},
-        datasets=tuple(dataset.path for dataset in wanted.datasets) if isinstance(wanted, FinetuneRecipe) else (),
+        model=placed.model if placed else wanted.base_model,
+        adapters=placed.adapters if placed else {adapter: adapter} if adapter else {},
+        datasets=placed.datasets if placed else data,
         memory=planned.box.usable,
         needed=planned.memory.total,
         environment=reach.environment(prepared.inventory, record, planned.rank, planned.node, len(prepared.plan.ranks)),

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 import click
 
-from sparkctl import __version__
 from sparkctl.options import Options, common
 from sparkctl.words import harmless
 
@@ -71,7 +70,7 @@ def ask(
         elif model is not None:
             raise WrongInputError("--model goes with a served job", f"sparkctl ask {target} 'your question'")
         else:
-            answers = answer(options, pair, _prepare(options, target, served, overrides), asked)
+            answers = answer(options, pair, _prepare(pair, target, served, overrides), asked)
     if options.json:
         rows = [
             {"question": a.question, "answer": a.text, "tokens": a.tokens, "finish_reason": a.finish_reason}
@@ -93,7 +92,6 @@ def answer(
 
     The job is removed when it has answered: its questions are the user's own business.
     """
-    from launch import start
     from launch.follow import follow
     from launch.questions import Answers
     from sparkctl import jobs, run
@@ -102,7 +100,7 @@ def answer(
     stream = show and not options.json and len(asked) == 1
     if show:
         _introduce(options, prepared)
-    job = start.start(prepared, pair, version=__version__, requests=asked)
+    job = run.started(options, prepared, pair, asked, quiet=not show)
     state = None
     try:
         for update in follow(job, "answers.jsonl"):
@@ -163,15 +161,15 @@ def _answer_served(
     return answers
 
 
-def _prepare(options: Options, target: str, job: JobHandle | None, overrides: tuple[str, ...]) -> Prepared:
+def _prepare(pair: PairHandle, target: str, job: JobHandle | None, overrides: tuple[str, ...]) -> Prepared:
     from cluster.errors import WrongInputError
     from launch import questions, start
     from launch.recipe import InferenceRecipe
 
-    inventory = options.inventory()
+    inventory = pair.inventory
     if job is not None:
-        return start.prepare(questions.recipe_for(job), inventory, source=target)
-    prepared = start.prepare_file(Path(target), overrides, inventory)
+        return start.prepare(questions.recipe_for(job), inventory, pair, source=target)
+    prepared = start.prepare_file(Path(target), overrides, inventory, pair)
     if not isinstance(prepared.recipe, InferenceRecipe):
         raise WrongInputError(
             f"{target}: kind: {prepared.recipe.kind} cannot be asked", "run it, then ask the job that it makes"

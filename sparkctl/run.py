@@ -13,10 +13,11 @@ from sparkctl import __version__
 from sparkctl.options import Options, common
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from cluster.errors import SparkctlError
     from launch.handle import JobHandle, PairHandle
+    from launch.inference.request import Request
     from launch.job import JobState
     from launch.start import Prepared
 
@@ -79,17 +80,17 @@ def run(
         from sparkctl.program import run_command
 
         return run_command(options, wanted, str(recipe), detach=detach, dry_run=dry_run, force=force)
-    prepared = start.prepare_file(recipe, overrides, options.inventory())
-    if dry_run:
-        _show_all(options, prepared)
-        return 0
-    if not detach:
-        _show(options, prepared)
     with options.pair() as pair:
+        prepared = start.prepare_file(recipe, overrides, pair.inventory, pair)
+        if dry_run:
+            _show_all(options, prepared)
+            return 0
+        if not detach:
+            _show(options, prepared)
         if len(prepared.plan.ranks) > 1 and not force:
             pair.connect()
             pair.refuse_bad_link()
-        job = start.start(prepared, pair, version=__version__)
+        job = started(options, prepared, pair)
         if detach:
             click.echo(json.dumps({"job": job.id}) if options.json else job.id)
             return 0
@@ -117,6 +118,17 @@ def _again(options: Options, given: str, *, detach: bool, force: bool) -> int:
         if old.recipe["kind"] == "inference" and not old.requests:
             return _served(options, pair, job)
         return follow_program(options, job)
+
+
+def started(
+    options: Options, prepared: Prepared, pair: PairHandle, requests: Sequence[Request] = (), *, quiet: bool = False
+) -> JobHandle:
+    """Start a job, and show what has to be copied for it."""
+    from launch import start
+    from sparkctl.carrying import CarryingView
+
+    with CarryingView(quiet=quiet or options.quiet or options.json) as view:
+        return start.start(prepared, pair, version=__version__, requests=requests, watch=view)
 
 
 def _show(options: Options, prepared: Prepared) -> None:
