@@ -235,9 +235,10 @@ class Scheduler:
         return parts
 
     def _decode(self) -> list[Part]:
+        for group in range(self.groups):
+            self._even_out(group)
         for offset in range(self.groups):
             group = (self._turn + offset) % self.groups
-            self._even_out(group)
             ready = [running for running in self.active if running.group == group and running.decodes]
             while ready and sum(running.tokens for running in self.active) > self.room and len(self.active) > 1:
                 self._put_aside(ready)
@@ -255,8 +256,8 @@ class Scheduler:
             movable.pop().group = group
 
     def _put_aside(self, ready: list[Running]) -> None:
-        last = next((running for running in reversed(self.active) if not running.flying and not running.scored), None)
-        if last is None:
+        last = next(running for running in reversed(self.active) if running.drawn or not running.scored)
+        if last.flying:  # it can be put aside once its step has landed
             ready.clear()
             return
         self.active.remove(last)
