@@ -10,13 +10,14 @@ from typing import Any, Protocol
 
 import torch
 
+from cluster.errors import WrongInputError
 from launch.inference import wire
 from launch.inference.sampler import Row, draw
 from launch.inference.slots import Place, Slots, full_mask, window_mask
 from launch.inference.wire import WireStep
 from launch.shard.stage import Stage
 
-_ATTENDING = ("full_attention", "sliding_attention", "chunked_attention")
+_ATTENDING = ("full_attention", "sliding_attention")
 _WITHOUT_MASK = ("linear_attention", "conv")
 
 
@@ -46,7 +47,8 @@ class Runner:
         self.busy = 0.0
         self._adapters = adapters
         self._drawn: dict[int, _Drawn] = {}
-        self._takes_masks_by_kind = "dict)" in inspect.getsource(type(stage.decoder).forward)
+        self._takes_masks_by_kind = "attention_mask, dict)" in inspect.getsource(type(stage.decoder).forward)
+        self._check_kinds()
 
     @property
     def shares(self) -> bool:
@@ -89,6 +91,18 @@ class Runner:
         numbers = self._reply(step, output)
         self._spent(began)
         return torch.tensor([self.busy, *numbers], dtype=torch.float64)
+
+    def _check_kinds(self) -> None:
+        """A mask that does not fit a layer would be silently wrong, so what is not known is refused."""
+        kinds = set(getattr(self.stage.config.get_text_config(decoder=True), "layer_types", None) or ())
+        attending = kinds - set(_WITHOUT_MASK)
+        several = len(attending) > 1 and not self._takes_masks_by_kind
+        unknown = attending - set(_ATTENDING)
+        if unknown or several or len({layer.window for layer in self.slots.windows}) > 1:
+            raise WrongInputError(
+                f"{type(self.stage.model).__name__}: its layers ({', '.join(sorted(kinds))}) cannot be served together yet",
+                "choose another model",
+            )
 
     def _spent(self, began: float) -> None:
         if self.stage.device.type == "cuda":
