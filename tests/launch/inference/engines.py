@@ -43,7 +43,7 @@ class Heard:
                 self.reasons[event.id] = f"failed: {event.message}"
             self.changed.notify_all()
 
-    def wait(self, reached: Callable[[], bool], seconds: float = 60) -> None:
+    def wait(self, reached: Callable[[], bool], seconds: float = 240) -> None:
         """Until something holds, looked at after each event."""
         with self.changed:
             assert self.changed.wait_for(reached, seconds), f"only {sorted(self.reasons)} have ended"
@@ -83,7 +83,7 @@ def serve(
         ask(intake, heard)
     finally:
         intake.close()
-        thread.join(30)
+        thread.join(120)
     if leader.failure is not None:
         raise leader.failure
     return heard

@@ -23,6 +23,9 @@ from tests.ranks import run_ranks
 # Attention only: peft takes DeepSeek's fused experts for something else.
 TARGETS = {"deepseek-v3": ["q_a_proj", "q_b_proj", "o_proj"]}
 FREE = Sampling(ignore_eos=True)
+# They guard against hanging, no more.
+pytestmark = pytest.mark.timeout(480)
+WITHIN = 300.0
 MOST = 24
 
 
@@ -81,13 +84,12 @@ def answer_sixty(rank: int, folder: Path, one: Path, two: Path) -> dict[str, lis
     return {request: heard.tokens[request] for request, reason in heard.reasons.items() if reason == "length"}
 
 
-@pytest.mark.timeout(240)
 @pytest.mark.parametrize("architecture", ["llama", "qwen3-moe", "deepseek-v3", "gemma3"])
 def test_sixty_requests_that_come_and_go_are_answered_as_if_each_were_alone(architecture: str, tmp_path: Path) -> None:
     folder = models.make(tmp_path / "model", architecture)
     targets = TARGETS.get(architecture, ["q_proj", "v_proj", "o_proj"])
     folders = [adapter(folder, tmp_path / name, seed, targets) for seed, name in ((1, "one"), (2, "two"))]
-    answers = run_ranks(answer_sixty, folder, *folders, seconds=200)[0]
+    answers = run_ranks(answer_sixty, folder, *folders, seconds=WITHIN)[0]
     model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     adapted = peft.PeftModel.from_pretrained(model, folders[0], adapter_name="one")
     adapted.load_adapter(folders[1], adapter_name="two")
@@ -122,7 +124,7 @@ def test_every_kind_of_layer_keeps_what_it_needs_of_long_prompts(architecture: s
         GenerationRequest(str(n), tuple(draw.randrange(256) for _ in range(length)), 12, FREE)
         for n, length in enumerate((1, 15, 16, 17, 33, 64, 90, 100))
     ]
-    answers = run_ranks(answer_plain, folder, 2, requests)[0]
+    answers = run_ranks(answer_plain, folder, 2, requests, seconds=WITHIN)[0]
     model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     for request in requests:
         assert answers[request.id] == reference(model, request.prompt, request.max_tokens)
@@ -141,9 +143,12 @@ def test_a_seed_draws_the_same_split_or_whole_and_whatever_runs_beside_it(tmp_pa
         )
         for n in range(8)
     ]
-    together = run_ranks(answer_plain, folder, 2, requests)[0]
+    together = run_ranks(answer_plain, folder, 2, requests, seconds=WITHIN)[0]
     for request in requests[:3]:
-        assert run_ranks(answer_plain, folder, 1, [request], world=1)[0][request.id] == together[request.id]
+        assert (
+            run_ranks(answer_plain, folder, 1, [request], world=1, seconds=WITHIN)[0][request.id]
+            == together[request.id]
+        )
     assert len({tuple(tokens) for tokens in together.values()}) == len(requests)
 
 
@@ -162,7 +167,7 @@ def scored(rank: int, folder: Path) -> Heard:
 
 def test_scores_of_prompt_and_answer_are_the_models_own(tmp_path: Path) -> None:
     folder = models.make(tmp_path / "model")
-    heard = run_ranks(scored, folder)[0]
+    heard = run_ranks(scored, folder, seconds=WITHIN)[0]
     events = [event for event in heard.events["scored"] if isinstance(event, Tokens)]
     told = [one for event in events for one in event.scored]
     prompt = b"half of the model on each box"
@@ -208,7 +213,7 @@ def until_idle(intake: Intake) -> None:
 
 
 def test_a_request_that_is_given_up_frees_its_slot(tmp_path: Path) -> None:
-    assert run_ranks(cancel_one, models.make(tmp_path / "model"))[0] == ["next"]
+    assert run_ranks(cancel_one, models.make(tmp_path / "model"), seconds=WITHIN)[0] == ["next"]
 
 
 def share(rank: int, folder: Path) -> list[tuple[list[int], int]]:
@@ -230,7 +235,7 @@ def share(rank: int, folder: Path) -> list[tuple[list[int], int]]:
 
 def test_a_beginning_that_is_in_a_slot_already_is_not_computed_again(tmp_path: Path) -> None:
     folder = models.make(tmp_path / "model")
-    answers = run_ranks(share, folder)[0]
+    answers = run_ranks(share, folder, seconds=WITHIN)[0]
     assert [cached for _, cached in answers] == [0, 64, 48]
     model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     prompts = [tuple(range(64)), (*range(64), 70), (*range(48), 80, 81)]
