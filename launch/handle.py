@@ -17,6 +17,7 @@ from pydantic import ValidationError
 from cluster import code, record, transport
 from cluster.errors import FailedError, RefusedError, SparkctlError, WrongInputError
 from cluster.inventory import Inventory
+from cluster.readings.box import Memory
 from cluster.record import NodeRecord, PairRecord
 from cluster.transport import Transport
 from cluster.transport.process import Session
@@ -249,6 +250,21 @@ class PairHandle:
                 f"{self.record.link.fix}; or `sparkctl run --force`",
             )
 
+    @property
+    def is_known(self) -> bool:
+        """Whether this machine knows of the pair without asking the head."""
+        return self.inventory.embedded or record.load(self.inventory) is not None
+
+    def memories(self) -> dict[str, Memory]:
+        """What memory each node has now. One that cannot be asked, or that is of no pair yet, is left out."""
+        try:
+            self.connect()
+        except SparkctlError:
+            return {}
+        with ThreadPoolExecutor(len(self.nodes)) as pool:
+            told = dict(zip(self.nodes, pool.map(_memory, self.nodes.values()), strict=True))
+        return {name: memory for name, memory in told.items() if memory is not None}
+
     def rows(self) -> tuple[list[Row], list[SparkctlError]]:
         """The jobs of both nodes, oldest first, each as the node of its rank 0 tells; and what went wrong with asking."""
         self.connect()
@@ -330,6 +346,14 @@ def _with_names(made: JobHandle) -> list[tuple[NodeHandle, str]]:
     for rank in made.spec.ranks:
         found.setdefault(made.node_of(rank.rank), rank.node)
     return list(found.items())
+
+
+def _memory(node: NodeHandle) -> Memory | None:
+    try:
+        told = node.ask("memory")["memory"]
+    except SparkctlError:
+        return None
+    return Memory(**told) if told else None
 
 
 def _listed(node: NodeHandle) -> Sequence[Mapping[str, Any]] | SparkctlError:

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from cluster.transport.errand import MARK
 from cluster.transport.local import LocalTransport
 from launch import job
 from launch.agent.unit import name_of
+from launch.box import this_memory
 from launch.job import JobFolder
 from launch.spec import JobSpec
 
@@ -99,6 +101,12 @@ def contents(id: str, name: str) -> dict[str, Any]:
     return {"files": {path.relative_to(top).as_posix(): path.stat().st_size for path in found}}
 
 
+def memory() -> dict[str, Any]:
+    """This machine's memory as it is now, as launch.box reads it; nothing where it cannot be told."""
+    now = this_memory()
+    return {"memory": None if now is None else asdict(now)}
+
+
 _ORDERS: dict[str, Callable[..., dict[str, Any]]] = {
     "create": create,
     "start": start,
@@ -107,6 +115,7 @@ _ORDERS: dict[str, Callable[..., dict[str, Any]]] = {
     "stop": stop,
     "remove": remove,
     "contents": contents,
+    "memory": memory,
 }
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -22,6 +22,7 @@ from launch.recipe import CommandRecipe, FinetuneRecipe, InferenceRecipe, Recipe
 from launch.speed import TrainingSpeed
 
 if TYPE_CHECKING:
+    from cluster.readings.box import Memory
     from cluster.record import PairRecord
     from cluster.transfer import Progress
     from launch.halves import Placed, Wants
@@ -53,13 +54,20 @@ def prepare_file(
     return _from_file(path, overrides, partial(prepare, inventory=inventory, pair=pair, source=str(path)))
 
 
-def survey_file(path: Path, overrides: Sequence[str], inventory: Inventory, *, memory: float | None = None) -> Prepared:
+def survey_file(
+    path: Path,
+    overrides: Sequence[str],
+    inventory: Inventory,
+    pair: PairHandle | None = None,
+    *,
+    memory: float | None = None,
+) -> Prepared:
     """Read and plan a recipe file, to look at.
 
     Raises:
         WrongInputError, RefusedError: see `survey`, and a wrong recipe file.
     """
-    return _from_file(path, overrides, partial(survey, inventory=inventory, source=str(path), memory=memory))
+    return _from_file(path, overrides, partial(survey, inventory=inventory, pair=pair, source=str(path), memory=memory))
 
 
 def _from_file(path: Path, overrides: Sequence[str], make: Callable[[Recipe], Prepared]) -> Prepared:
@@ -85,21 +93,31 @@ def prepare(wanted: Recipe, inventory: Inventory, pair: PairHandle | None = None
     planning.refuse_absent(wanted)
     assert not isinstance(wanted, CommandRecipe)  # refused above
     if pair is None or inventory.embedded:
-        prepared = _plan(wanted, model_card.read(Path(wanted.base_model)), inventory, source, None)
+        boxes = _boxes(planning.nodes_of(wanted, inventory), inventory, {})
+        prepared = _plan(wanted, model_card.read(Path(wanted.base_model)), inventory, source, boxes)
     else:
         from launch import supply
 
         nodes = [pair.transport(node.name) for node in inventory.nodes]
         wants = supply.find(wanted, nodes, local=next((node.name for node in inventory.nodes if node.is_local), None))
-        prepared = _plan(wanted, wants.model.card(), inventory, source, None, wants)
+        boxes = _boxes(planning.nodes_of(wanted, inventory), inventory, pair.memories())
+        prepared = _plan(wanted, wants.model.card(), inventory, source, boxes, wants)
     planning.refuse_unfit(wanted, prepared.plan)
     return prepared
 
 
-def survey(wanted: Recipe, inventory: Inventory, *, source: str = "", memory: float | None = None) -> Prepared:
+def survey(
+    wanted: Recipe,
+    inventory: Inventory,
+    pair: PairHandle | None = None,
+    *,
+    source: str = "",
+    memory: float | None = None,
+) -> Prepared:
     """Lay a model out without starting anything: its weights need not be there, nor need it fit.
 
     Args:
+        pair: where it has been made, its nodes are asked what memory they have.
         memory: plan for boxes of so many GiB instead of the inventory's.
 
     Raises:
@@ -114,7 +132,10 @@ def survey(wanted: Recipe, inventory: Inventory, *, source: str = "", memory: fl
         card = hub.read(wanted.base_model)
     else:
         card = model_card.read(folder, needs_weights=False)
-    return _plan(wanted, card, inventory, source, memory)
+    nodes = planning.nodes_of(wanted, inventory)
+    known = pair.memories() if pair is not None and pair.is_known else {}
+    boxes = _boxes(nodes, inventory, known) if memory is None else box.asked(nodes, memory)
+    return _plan(wanted, card, inventory, source, boxes)
 
 
 def _plan(
@@ -122,12 +143,10 @@ def _plan(
     card: ModelCard,
     inventory: Inventory,
     source: str,
-    memory: float | None,
+    boxes: Sequence[Box],
     wants: Wants | None = None,
 ) -> Prepared:
     """Lay the model out; where its weights lie here, so that it could be started, check what goes with them too."""
-    nodes = planning.nodes_of(wanted, inventory)
-    boxes = box.asked(nodes, memory) if memory is not None else _boxes(nodes, inventory)
     is_here = wants is None and card.has_weights and card.folder.is_dir()  # else it has been checked
     if is_here:
         _check_tokenizer(card.folder)
@@ -146,9 +165,10 @@ def _plan(
     return Prepared(wanted, source, card, made, inventory, wants)
 
 
-def _boxes(nodes: Sequence[Node], inventory: Inventory) -> tuple[Box, ...]:
+def _boxes(nodes: Sequence[Node], inventory: Inventory, told: Mapping[str, Memory]) -> tuple[Box, ...]:
+    """The boxes of the nodes, by what they told of their memory and what this machine knows of its own."""
     memory = box.this_memory()
-    known = {node.name: memory for node in nodes if node.is_local and memory is not None}
+    known = dict(told) | {node.name: memory for node in nodes if node.is_local and memory is not None}
     return box.of(nodes, known, embedded=inventory.embedded, has_gpu=box.this_has_gpu())
 
 

@@ -44,7 +44,12 @@ def plan(options: Options, recipe: Path, overrides: tuple[str, ...], memory: flo
     """
     from launch import start
 
-    prepared = start.survey_file(recipe, overrides, options.inventory(), memory=memory)
+    inventory = options.inventory()
+    if inventory.embedded or memory is not None:
+        prepared = start.survey_file(recipe, overrides, inventory, memory=memory)
+    else:
+        with options.pair() as pair:
+            prepared = start.survey_file(recipe, overrides, inventory, pair)
     _show_all(options, prepared, asked=memory)
     return 0 if prepared.plan.fits else 3
 
