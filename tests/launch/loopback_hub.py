@@ -33,6 +33,7 @@ class Hub:
 @contextmanager
 def serving(hub: Hub, address: str = "127.0.0.1") -> Iterator[Hub]:
     """Serve while the block runs."""
+    turn = threading.Lock()
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -84,8 +85,10 @@ def serving(hub: Hub, address: str = "127.0.0.1") -> Iterator[Hub]:
                 self.send_header("Content-Range", f"bytes {part[1]}-{int(part[1]) + len(data) - 1}/{size}")
             self.end_headers()
             if body:
-                if hub.breaks_off and len(data) > 1 << 16:
-                    hub.breaks_off -= 1
+                with turn:
+                    breaks = hub.breaks_off > 0 and len(data) > 1 << 16
+                    hub.breaks_off -= breaks
+                if breaks:
                     data, self.close_connection = data[: len(data) // 2], True
                 hub.sent += len(data)
                 self.wfile.write(data)
