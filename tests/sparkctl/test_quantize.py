@@ -13,7 +13,7 @@ from sparkctl.cli import cli
 from tests import models
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(600)
 def test_it_writes_a_copy_and_says_how_large(tmp_path: Path) -> None:
     source = models.make(tmp_path / "model", "qwen3-moe")
     done = CliRunner().invoke(cli, ["quantize", str(source), "-o", str(tmp_path / "copy"), "--json"])

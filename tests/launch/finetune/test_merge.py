@@ -30,7 +30,7 @@ def _adapter(base: Path, folder: Path, **changes: object) -> Path:
     return folder
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("rslora", [False, True])
 @pytest.mark.parametrize("name", ["llama-tied", "qwen3-moe"])
 def test_it_is_what_peft_makes(name: str, rslora: bool, tmp_path: Path) -> None:

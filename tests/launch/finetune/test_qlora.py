@@ -29,7 +29,7 @@ def _train(rank: int, world: int, wanted: FinetuneRecipe) -> list[float]:
     return [tally.loss for tally in tallies]
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("architecture", ["llama", "qwen3-moe"])
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_two_ranks_learn_in_four_bits_as_one_does(architecture: str, checkpointing: bool, tmp_path: Path) -> None:

@@ -58,7 +58,7 @@ def _generate(stages: list[Stage], ids: torch.Tensor, mask: torch.Tensor) -> tor
     return torch.cat(made, -1)
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("name", NAMES)
 def test_two_stages_write_what_the_whole_model_writes(name: str, tmp_path: Path) -> None:
     folder = _made(tmp_path / "model", name)

@@ -47,7 +47,7 @@ def _logits(stages: list[Stage]) -> torch.Tensor:
     return hidden
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("name", ["llama", "gemma3", *MIXTURES])
 def test_every_matrix_of_the_layers_is_in_four_bits_and_computes_as_what_it_stands_for(
     name: str, tmp_path: Path
@@ -75,7 +75,7 @@ def test_what_is_held_is_what_the_plan_says(name: str, tmp_path: Path) -> None:
             assert held == pytest.approx(precision.nf4_size(module.shape.numel()), rel=0.1)
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("name", ["qwen3-moe", "gpt-oss", "llama4"])
 def test_gradients_are_those_of_the_dequantised_model(name: str, tmp_path: Path) -> None:
     folder = models.make(tmp_path / "model", name)

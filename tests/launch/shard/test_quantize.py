@@ -31,7 +31,7 @@ def _load(folder: Path, cut: Cut, quantization: Any = None) -> Stage:
     return stage
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("name", ["llama", "llama-tied", "qwen3-moe", "gpt-oss", "deepseek-v3", "mixtral"])
 def test_a_copy_is_what_quantising_while_loading_gives(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -81,7 +81,7 @@ def _as_mxfp4(source: Path, folder: Path) -> dict[str, torch.Tensor]:
     return stand_for
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(600)
 def test_mxfp4_becomes_nf4(tmp_path: Path) -> None:
     source = models.make(tmp_path / "model", "gpt-oss")
     stand_for = _as_mxfp4(source, tmp_path / "mxfp4")
@@ -94,7 +94,7 @@ def test_mxfp4_becomes_nf4(tmp_path: Path) -> None:
         assert torch.equal(_logits([_load(made.folder, whole(4))]), expected)
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(900)
 def test_the_memory_it_takes_does_not_grow_with_the_model(tmp_path: Path) -> None:
     sizes = {"vocab_size": 264, "hidden_size": 1024, "intermediate_size": 4096, "num_attention_heads": 8}
     config = transformers.AutoConfig.for_model("llama", num_hidden_layers=16, num_key_value_heads=8, **sizes)
