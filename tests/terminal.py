@@ -38,7 +38,7 @@ class Terminal:
         self.process.wait()
         os.close(self._screen)
 
-    def expect(self, pattern: str, seconds: float = 120) -> str:
+    def expect(self, pattern: str, seconds: float = 400) -> str:
         """Wait until it shows what `pattern` matches, after what was waited for before; returns that."""
         deadline = time.monotonic() + seconds
         while not (found := re.compile(pattern).search(self.shown, self._read)):
@@ -51,7 +51,7 @@ class Terminal:
         """Type a line."""
         os.write(self._screen, line.encode() + b"\n")
 
-    def ended(self, seconds: float = 120) -> int:
+    def ended(self, seconds: float = 400) -> int:
         """Wait for its end; the exit status."""
         deadline = time.monotonic() + seconds
         while self._look(deadline - time.monotonic()):

@@ -16,7 +16,7 @@ from cluster.code import own
 from tests.lab import Lab, eventually
 from tests.terminal import Terminal
 
-pytestmark = pytest.mark.timeout(400)
+pytestmark = pytest.mark.timeout(1200)
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -73,7 +73,7 @@ def sparkctl(code: Path, home: Path, *words: str) -> subprocess.CompletedProcess
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=400,
         cwd=home,
         env=environment(code, home),
         check=False,
