@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 from transformers import AutoTokenizer
 
 from launch.agent.report import Report, Reporter
 from launch.inference import batch
+from launch.inference.adapters import Adapters
+from launch.inference.engine import Follower, Leader
 from launch.inference.intake import Intake, Limits
-from launch.inference.relay import Follower, Leader
 from launch.inference.server import run as server
 from launch.inference.server.service import Defaults, Service
 from launch.job import JobFolder, JobSpec
@@ -38,23 +37,30 @@ def run(folder: JobFolder, spec: JobSpec, rank: int, device: torch.device, repor
         device=device,
         quantization=recipe.quantization,
     )
-    choose = _adapt(stage, recipe)
+    folders = {"adapter": Path(recipe.adapter_path)} if recipe.adapter_path else {}
+    adapters = Adapters(stage, folders) if folders else None
     reporter.listen_for_stop()
     reporter.tell(Report("running"))
     if listener is None:
-        Follower(stage, choose=choose, beat=reporter.beat, rest=lambda: reporter.rest("requests")).run()
+        Follower(
+            stage,
+            slots=recipe.max_num_seqs,
+            longest=recipe.max_model_len,
+            chooser=adapters,
+            beat=reporter.beat,
+            rest=lambda: reporter.rest("requests"),
+        ).run()
         return
     tokenizer = AutoTokenizer.from_pretrained(recipe.base_model, trust_remote_code=False)
     given = parse_dump(spec.recipe)  # adapters are named as their owner has named them, wherever they lie on this node
     assert isinstance(given, InferenceRecipe)
     names = model_names(given)
-    adapters = {name: 1 for name in names.values() if name is not None}
     intake = Intake(
         Limits(
             max_model_len=recipe.max_model_len,
             max_waiting=recipe.max_num_seqs * WAITING_PER_SLOT,
             vocabulary=stage.config.get_text_config(decoder=True).vocab_size,
-            adapters=tuple(adapters),
+            adapters=tuple(folders),
         )
     )
     leader = Leader(
@@ -63,9 +69,9 @@ def run(folder: JobFolder, spec: JobSpec, rank: int, device: torch.device, repor
         tokenizer,
         slots=recipe.max_num_seqs,
         chunk=recipe.max_num_batched_tokens,
-        adapters=adapters,
+        adapters=adapters.numbers if adapters is not None else {},
         stop=batch.stop_tokens(recipe, tokenizer),
-        choose=choose,
+        chooser=adapters,
         beat=reporter.beat,
         rest=lambda: reporter.rest("requests"),
     )
@@ -96,22 +102,3 @@ def model_names(recipe: InferenceRecipe) -> dict[str, str | None]:
         return {base: None}
     adapter = recipe.adapter_from or Path(recipe.adapter_path).name
     return {adapter if adapter != base else f"{base}-adapter": "adapter", base: None}
-
-
-def _adapt(stage: Stage, recipe: InferenceRecipe) -> Callable[[int], None]:
-    """Put the recipe's adapter on the stage; what comes back switches it on (1) and off (0)."""
-    if recipe.adapter_path is None:
-        return lambda _: None
-    adapted: Any = batch.add_adapter(stage, Path(recipe.adapter_path))
-    now = 1
-
-    def choose(adapter: int) -> None:
-        nonlocal now
-        if adapter != now:
-            now = adapter
-            if adapter:
-                adapted.enable_adapter_layers()
-            else:
-                adapted.disable_adapter_layers()
-
-    return choose
