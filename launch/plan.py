@@ -238,7 +238,17 @@ def _missing(recipe: FinetuneRecipe | InferenceRecipe) -> tuple[str, str] | None
         ]
     else:
         absent = [
-            (recipe.strategy not in ("auto", "pipeline"), f"`strategy: {recipe.strategy}`", "use `strategy: pipeline`"),
+            (
+                recipe.adapter == "qlora" and recipe.strategy in ("fsdp2", "ddp"),
+                f"`adapter: qlora` with `strategy: {recipe.strategy}`",
+                "use `strategy: pipeline`",
+            ),
+            (
+                recipe.sample_packing and recipe.strategy == "fsdp2",
+                "`sample_packing` with `strategy: fsdp2`",
+                "use `strategy: pipeline` or `ddp`",
+            ),
+            (recipe.strategy == "zero3", f"`strategy: {recipe.strategy}`", "use `strategy: pipeline`"),
             (any(data.split for data in recipe.datasets), "`datasets[].split`", "leave it out: a file is taken whole"),
         ]
     return next(((what, instead) for wrong, what, instead in absent if wrong), None)

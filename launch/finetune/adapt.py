@@ -70,12 +70,13 @@ def add_lora(stage: Stage, recipe: FinetuneRecipe) -> Any:
         ) from None
     for name, parameter in adapted.named_parameters():
         if "lora_A" in name:
-            _draw(parameter, f"{recipe.seed}/{name}")
+            draw(parameter, f"{recipe.seed}/{name}")
     return adapted
 
 
 @torch.no_grad()
-def _draw(parameter: torch.Tensor, key: str) -> None:
+def draw(parameter: torch.Tensor, key: str) -> None:
+    """Start a matrix of an adapter, shape [r, columns], by its name."""
     # As peft does (Kaiming uniform with a = sqrt(5), so bound = 1 / sqrt(fan_in)), but drawn by name, so that one process
     # and two ranks start equal.
     seed = int.from_bytes(hashlib.sha256(key.encode()).digest()[:7], "big")

@@ -21,7 +21,7 @@ from cluster.errors import FailedError
 from launch import group
 from launch.agent.report import Report, Reporter
 from launch.chat import Sample
-from launch.finetune import data, packing, schedule
+from launch.finetune import data, optimizers, packing, schedule
 from launch.finetune.checkpoint import Checkpoints, Found
 from launch.finetune.metrics import MetricsLog, StepMetrics
 from launch.finetune.pipeline import Pipeline
@@ -78,6 +78,12 @@ def prepare(recipe: FinetuneRecipe, spec: JobSpec, rank: int, device: torch.devi
     # Frozen weights can be 16-bit; weights that are trained stay 32-bit and only compute in 16, or small steps would be
     # rounded away.
     dtype = torch.bfloat16 if sixteen and recipe.adapter != "full" else torch.float32
+    autocast = torch.bfloat16 if sixteen else None
+    optimizers.check(recipe, spec.strategy)
+    if spec.strategy == "fsdp2":
+        from launch.finetune.fsdp2 import Fsdp2
+
+        return Fsdp2(recipe, layers=spec.layers, dtype=dtype, device=device, autocast=autocast)
     stage = Stage.load(
         Path(recipe.base_model),
         spec.cut(rank),
@@ -89,7 +95,11 @@ def prepare(recipe: FinetuneRecipe, spec: JobSpec, rank: int, device: torch.devi
     stage.model.train()  # before anything runs: in eval mode bitsandbytes repacks 4-bit weights on a CPU, and then trains wrong
     if recipe.sample_packing:
         packing.check(stage, recipe.name)
-    return Pipeline(stage, recipe, autocast=torch.bfloat16 if sixteen else None)
+    if spec.strategy == "ddp":
+        from launch.finetune.ddp import Ddp
+
+        return Ddp(stage, recipe, autocast=autocast)
+    return Pipeline(stage, recipe, autocast=autocast)
 
 
 def train(

@@ -289,7 +289,10 @@ def test_what_this_version_does_is_not_refused(recipe: Recipe) -> None:
 @pytest.mark.parametrize(
     ("recipe", "named"),
     [
-        (tune(adapter="lora", strategy="fsdp2"), "`strategy: fsdp2`"),
+        (tune(adapter="lora", strategy="fsdp2", sample_packing=True), "`sample_packing` with `strategy: fsdp2`"),
+        (tune(adapter="lora", strategy="zero3"), "`strategy: zero3`"),
+        (tune(adapter="qlora", strategy="fsdp2"), "`adapter: qlora` with `strategy: fsdp2`"),
+        (tune(adapter="qlora", strategy="ddp"), "`adapter: qlora` with `strategy: ddp`"),
         (tune(adapter="lora", datasets=[{"path": "a.jsonl", "type": "qa", "split": "test"}]), "`datasets[].split`"),
         (serve(quantization=None, adapter_from="tune-1a2b"), "`adapter_from`"),
     ],
