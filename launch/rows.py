@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
@@ -33,26 +35,35 @@ class Row:
 
 
 def read(path: Path, row_type: RowType) -> Iterator[Row]:
-    """Yield the rows of a JSONL file, in order.
+    """Yield the rows of a file (JSON lines, a JSON list, CSV or Parquet), or of all such files in a folder by name, in order.
 
     Raises:
-        WrongInputError: the file is missing or empty, a line is no JSON or lacks what `row_type` needs; names file and line.
+        WrongInputError: it is missing or empty, cannot be read as its ending says, or a row lacks what `row_type` needs; names
+            file and line, or file and row where there are no lines.
     """
+    files = sorted(file for file in path.iterdir() if file.suffix in _READERS) if _is_folder(path) else [path]
     empty = True
-    with _open(path) as file:
-        for number, line in enumerate(file, start=1):
-            if line.strip():
-                empty = False
-                yield _row(line, row_type, f"{path}:{number}")
+    for file in files:
+        for data, where in _READERS.get(file.suffix, _json_lines)(file):
+            empty = False
+            yield _row(data, row_type, where)
     if empty:
-        raise WrongInputError(f"{path}: the dataset is empty", "it needs at least one line of JSON")
+        what = "the dataset is empty" if files else f"no data file lies in this folder ({', '.join(_READERS)})"
+        raise WrongInputError(f"{path}: {what}", "it needs at least one row, such as a line of JSON")
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError:
+        return False
 
 
 def _open(path: Path) -> BinaryIO:
     try:
         if path.is_file():
             return path.open("rb")
-        what = "is a folder" if path.is_dir() else "no such dataset file"
+        what = "no such dataset file"
     except OSError as error:
         what = f"cannot be read ({error.strerror})"
     raise WrongInputError(
@@ -60,14 +71,75 @@ def _open(path: Path) -> BinaryIO:
     )
 
 
-def _row(line: bytes, row_type: RowType, where: str) -> Row:
+def _json_lines(path: Path) -> Iterator[tuple[Any, str]]:
+    with _open(path) as file:
+        for number, line in enumerate(file, start=1):
+            if line.strip():
+                where = f"{path}:{number}"
+                yield _parsed(line, where, "each line of a .jsonl dataset is one JSON object"), where
+
+
+def _json_list(path: Path) -> Iterator[tuple[Any, str]]:
+    with _open(path) as file:
+        text = file.read()
     try:
-        data = json.loads(line)
+        data = json.loads(text)
+    except (ValueError, RecursionError):  # JSON lines under another name, or no JSON, whose line is named then
+        yield from _json_lines(path)
+        return
+    for number, row in enumerate(data if isinstance(data, list) else [data], start=1):
+        yield row, f"{path}: row {number}"
+
+
+def _csv(path: Path) -> Iterator[tuple[Any, str]]:
+    with _open(path) as file, io.TextIOWrapper(file, encoding="utf-8-sig", newline="") as text:
+        reader = csv.DictReader(text, strict=True)
+        try:
+            for row in reader:
+                yield row, f"{path}:{reader.line_num}"
+        except (csv.Error, UnicodeDecodeError) as error:
+            raise WrongInputError(
+                f"{path}:{reader.line_num + 1}: no CSV ({error})",
+                "a .csv dataset is UTF-8, its first line names the columns",
+            ) from None
+
+
+def _parquet(path: Path) -> Iterator[tuple[Any, str]]:
+    _open(path).close()
+    try:
+        from pyarrow import ArrowException
+        from pyarrow.parquet import ParquetFile
+    except ImportError:
+        raise WrongInputError(
+            f"{path}: reading Parquet takes pyarrow, which is not installed", "pip install pyarrow"
+        ) from None
+    try:
+        number = 0
+        for batch in ParquetFile(path).iter_batches():
+            for row in batch.to_pylist():
+                number += 1
+                yield row, f"{path}: row {number}"
+    except (ArrowException, OSError) as error:
+        raise WrongInputError(f"{path}: no Parquet ({str(error).splitlines()[0]})", "make the file again") from None
+
+
+_READERS: dict[str, Callable[[Path], Iterator[tuple[Any, str]]]] = {
+    ".jsonl": _json_lines,
+    ".json": _json_list,
+    ".csv": _csv,
+    ".parquet": _parquet,
+}
+
+
+def _parsed(line: bytes, where: str, fix: str) -> Any:
+    try:
+        return json.loads(line)
     except (ValueError, RecursionError) as error:
         reason = "not UTF-8" if isinstance(error, UnicodeDecodeError) else getattr(error, "msg", str(error))
-        raise WrongInputError(
-            f"{where}: no JSON ({reason})", "each line of a .jsonl dataset is one JSON object"
-        ) from None
+        raise WrongInputError(f"{where}: no JSON ({reason})", fix) from None
+
+
+def _row(data: Any, row_type: RowType, where: str) -> Row:
     if not isinstance(data, dict):
         raise WrongInputError(f"{where}: expected a JSON object, found {type(data).__name__}", _EXPECTED[row_type])
     try:

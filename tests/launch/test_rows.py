@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 from pathlib import Path
@@ -141,9 +142,49 @@ def test_a_bad_row_is_named_by_file_and_line(tmp_path: Path, row_type: RowType, 
 def test_a_file_that_is_none_or_holds_nothing_is_named(tmp_path: Path) -> None:
     assert _refusal(tmp_path / "absent.jsonl", "qa").message == f"{tmp_path}/absent.jsonl: no such dataset file"
     assert "sparkctl dataset" in _refusal(tmp_path / "absent.jsonl", "qa").fix
-    assert _refusal(tmp_path, "qa").message == f"{tmp_path}: is a folder"
+    assert (
+        _refusal(tmp_path, "qa").message
+        == f"{tmp_path}: no data file lies in this folder (.jsonl, .json, .csv, .parquet)"
+    )
     os.mkfifo(tmp_path / "pipe")
     assert "no such dataset file" in _refusal(tmp_path / "pipe", "qa").message
     assert "cannot be read (File name too long)" in _refusal(tmp_path / ("x" * 300), "qa").message
     assert _refusal(_file(tmp_path), "qa").message == f"{tmp_path}/rows.jsonl: the dataset is empty"
     assert "the dataset is empty" in _refusal(_file(tmp_path, b"", b"\t"), "qa").message
+
+
+def _pairs(path: Path) -> list[Row]:
+    return list(rows.read(path, "qa"))
+
+
+def test_json_csv_and_parquet_hold_the_rows_that_json_lines_hold(tmp_path: Path) -> None:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    data = [{"question": "Hello?", "answer": "Hi."}, {"question": "Two\nlines, or one?", "answer": 'He said "two".'}]
+    expected = [Row((Turn("user", row["question"]), Turn("assistant", row["answer"]))) for row in data]
+    (tmp_path / "a.json").write_text(json.dumps(data, indent=1))
+    with (tmp_path / "b.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, ["question", "answer"])
+        writer.writeheader()
+        writer.writerows(data)
+    parquet.write_table(pa.Table.from_pylist(data), tmp_path / "c.parquet")
+    for name in ("a.json", "b.csv", "c.parquet"):
+        assert _pairs(tmp_path / name) == expected
+    (tmp_path / "notes.txt").write_text("no rows")
+    assert _pairs(tmp_path) == expected * 3, "a folder is all its data files"
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "where"),
+    [
+        ("a.json", '[{"question": "a", "answer": "b"}, {"question": "a"}]', "a.json: row 2: answer: is missing"),
+        ("a.json", '[{"question": ', "a.json:1: no JSON"),
+        ("a.csv", "question,answer\na,b\nc,\n", "a.csv:3: answer: is empty"),
+        ("a.csv", "question,answer\na\n", "a.csv:2: answer: is missing"),
+        ("a.parquet", "text", "a.parquet: no Parquet"),
+    ],
+)
+def test_a_bad_row_of_any_file_is_named(name: str, text: str, where: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text(text)
+    assert where in _refusal(tmp_path / name, "qa").message
