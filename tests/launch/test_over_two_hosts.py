@@ -97,9 +97,10 @@ def test_a_rank_that_is_killed_on_the_way_changes_no_loss(watched: Watched) -> N
     assert laptop.losses(job) == pytest.approx(laptop.losses(watched.job), abs=1e-6)
 
 
-def test_activations_cross_both_rails_and_not_the_management_network(watched: Watched) -> None:
+def test_activations_cross_the_link_and_not_the_management_network(watched: Watched) -> None:
     rails = [watched.moved[name][1] for name in watched.laptop.head.rails]
-    assert min(rails) > 500_000  # many steps of four micro-batches, forward and back
+    assert sum(rails) > 2_000_000  # many steps of four micro-batches, forward and back
+    assert min(rails) > 20_000  # gloo sends from stage to stage over one rail, and reduces over both
     # Whatever the agents say meanwhile on the management network, no rank has a socket there, nor on any wildcard.
     assert {".".join(address.split(".")[:3]) for address in watched.sockets} == {"192.168.100", "192.168.101"}
     environment = watched.environments[watched.laptop.head.name]
