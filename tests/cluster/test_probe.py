@@ -19,6 +19,7 @@ import pytest
 from cluster import facts, probe
 from cluster.facts import Unknown
 from cluster.readings import answer
+from tests.lab import eventually
 
 PYTHON = sys.executable
 SYSTEM = "/usr/local/bin:/usr/bin:/bin"
@@ -104,11 +105,11 @@ def test_a_command_that_hangs_is_given_up_with_its_children(tmp_path: Path, then
     program(tmp_path / "bin", "nvidia-smi", body)
     began = time.monotonic()
     found = seen(hurried(probe.script()), path=f"{tmp_path}/bin:{SYSTEM}", HOME=str(tmp_path))
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 60, "the command sleeps for 600 s"
     assert found["gpu"] == {"unknown": "nvidia-smi: not done after 0.25 s"}
     assert "value" in found["meminfo"]
     for pid in (tmp_path / "pids").read_text().split():
-        assert not _runs(int(pid))
+        eventually(lambda pid=pid: not _runs(int(pid)), what="the end of a killed process")
 
 
 def _runs(pid: int) -> bool:
