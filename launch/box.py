@@ -113,12 +113,18 @@ def asked(nodes: Sequence[Node], gib: float) -> tuple[Box, ...]:
 
 
 def of(
-    nodes: Sequence[Node], memories: Mapping[str, Memory], *, embedded: bool = False, has_gpu: bool = False
+    nodes: Sequence[Node],
+    memories: Mapping[str, Memory],
+    *,
+    gpus: Mapping[str, bool] | None = None,
+    embedded: bool = False,
+    has_gpu: bool = False,
 ) -> tuple[Box, ...]:
     """The boxes of the nodes that a recipe runs on.
 
     Args:
         memories: by node's name, what is known of them; a node that is not there is taken for a DGX Spark.
+        gpus: whether a node has a GPU, as far as it told; others are Sparks, and have one.
         embedded: whether the pair is this machine alone, of whose speeds nothing is known.
         has_gpu: whether this machine has one; two ranks on one machine do without.
     """
@@ -131,7 +137,7 @@ def of(
                 node.name,
                 total=SPARK_MEMORY if memory is None else memory.total,
                 available=None if memory is None else memory.available,
-                cuda=not embedded or (has_gpu and len(nodes) == 1),
+                cuda=(gpus or {}).get(node.name, True) if not embedded else has_gpu and len(nodes) == 1,
                 speeds=None if embedded else SPARK,
                 about="this machine" if embedded else "a DGX Spark" if memory is None else "as the node says",
                 ranks=len(here) if node.is_local else 1,

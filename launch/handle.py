@@ -255,15 +255,16 @@ class PairHandle:
         """Whether this machine knows of the pair without asking the head."""
         return self.inventory.embedded or record.load(self.inventory) is not None
 
-    def memories(self) -> dict[str, Memory]:
-        """What memory each node has now. One that cannot be asked, or that is of no pair yet, is left out."""
+    def boxes(self) -> tuple[dict[str, Memory], dict[str, bool]]:
+        """What memory each node has now, and whether it has a GPU. One that does not answer, or is of no pair yet, is left out."""
         try:
             self.connect()
         except SparkctlError:
-            return {}
+            return {}, {}
         with ThreadPoolExecutor(len(self.nodes)) as pool:
-            told = dict(zip(self.nodes, pool.map(_memory, self.nodes.values()), strict=True))
-        return {name: memory for name, memory in told.items() if memory is not None}
+            told = dict(zip(self.nodes, pool.map(_box, self.nodes.values()), strict=True))
+        memories = {name: Memory(**answer["memory"]) for name, answer in told.items() if answer.get("memory")}
+        return memories, {name: bool(answer["gpu"]) for name, answer in told.items() if "gpu" in answer}
 
     def rows(self) -> tuple[list[Row], list[SparkctlError]]:
         """The jobs of both nodes, oldest first, each as the node of its rank 0 tells; and what went wrong with asking."""
@@ -348,12 +349,11 @@ def _with_names(made: JobHandle) -> list[tuple[NodeHandle, str]]:
     return list(found.items())
 
 
-def _memory(node: NodeHandle) -> Memory | None:
+def _box(node: NodeHandle) -> dict[str, Any]:
     try:
-        told = node.ask("memory")["memory"]
+        return node.ask("memory")
     except SparkctlError:
-        return None
-    return Memory(**told) if told else None
+        return {}
 
 
 def _listed(node: NodeHandle) -> Sequence[Mapping[str, Any]] | SparkctlError:

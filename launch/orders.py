@@ -25,7 +25,7 @@ from cluster.transport.errand import MARK
 from cluster.transport.local import LocalTransport
 from launch import job
 from launch.agent.unit import name_of
-from launch.box import this_memory
+from launch.box import this_has_gpu, this_memory
 from launch.job import JobFolder
 from launch.spec import JobSpec
 
@@ -102,9 +102,9 @@ def contents(id: str, name: str) -> dict[str, Any]:
 
 
 def memory() -> dict[str, Any]:
-    """This machine's memory as it is now, as launch.box reads it; nothing where it cannot be told."""
+    """This machine's memory as it is now, or nothing where it cannot be told; and whether it has a GPU: see launch.box."""
     now = this_memory()
-    return {"memory": None if now is None else asdict(now)}
+    return {"memory": None if now is None else asdict(now), "gpu": this_has_gpu()}
 
 
 _ORDERS: dict[str, Callable[..., dict[str, Any]]] = {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -22,7 +22,6 @@ from launch.recipe import CommandRecipe, FinetuneRecipe, InferenceRecipe, Recipe
 from launch.speed import TrainingSpeed
 
 if TYPE_CHECKING:
-    from cluster.readings.box import Memory
     from cluster.record import PairRecord
     from cluster.transfer import Progress
     from launch.halves import Placed, Wants
@@ -44,14 +43,19 @@ class Prepared:
 
 
 def prepare_file(
-    path: Path, overrides: Sequence[str], inventory: Inventory, pair: PairHandle | None = None
+    path: Path,
+    overrides: Sequence[str],
+    inventory: Inventory,
+    pair: PairHandle | None = None,
+    *,
+    force: bool = False,
 ) -> Prepared:
     """Read, check and plan a recipe file to start it; errors that only the model shows are told by file and line too.
 
     Raises:
         WrongInputError, RefusedError: see `prepare`, and a wrong recipe file.
     """
-    return _from_file(path, overrides, partial(prepare, inventory=inventory, pair=pair, source=str(path)))
+    return _from_file(path, overrides, partial(prepare, inventory=inventory, pair=pair, source=str(path), force=force))
 
 
 def survey_file(
@@ -79,11 +83,14 @@ def _from_file(path: Path, overrides: Sequence[str], make: Callable[[Recipe], Pr
         raise yamlfile.wrong(document, type(wanted), (error.key,), error.problem, error.fix) from None
 
 
-def prepare(wanted: Recipe, inventory: Inventory, pair: PairHandle | None = None, *, source: str = "") -> Prepared:
+def prepare(
+    wanted: Recipe, inventory: Inventory, pair: PairHandle | None = None, *, source: str = "", force: bool = False
+) -> Prepared:
     """Check the model, the data and the pair, and lay the model out, so that it can be started.
 
     Args:
         pair: reaches the nodes, where they are not this machine: what the recipe names may lie on them, or on the hub.
+        force: whether what does not fit is let through all the same.
 
     Raises:
         WrongInputError: the model folder, a dataset or a value that goes with them is wrong.
@@ -93,16 +100,17 @@ def prepare(wanted: Recipe, inventory: Inventory, pair: PairHandle | None = None
     planning.refuse_absent(wanted)
     assert not isinstance(wanted, CommandRecipe)  # refused above
     if pair is None or inventory.embedded:
-        boxes = _boxes(planning.nodes_of(wanted, inventory), inventory, {})
+        boxes = _boxes(planning.nodes_of(wanted, inventory), inventory, None)
         prepared = _plan(wanted, model_card.read(Path(wanted.base_model)), inventory, source, boxes)
     else:
         from launch import supply
 
         nodes = [pair.transport(node.name) for node in inventory.nodes]
         wants = supply.find(wanted, nodes, local=next((node.name for node in inventory.nodes if node.is_local), None))
-        boxes = _boxes(planning.nodes_of(wanted, inventory), inventory, pair.memories())
+        boxes = _boxes(planning.nodes_of(wanted, inventory), inventory, pair)
         prepared = _plan(wanted, wants.model.card(), inventory, source, boxes, wants)
-    planning.refuse_unfit(wanted, prepared.plan)
+    if not force:
+        planning.refuse_unfit(wanted, prepared.plan)
     return prepared
 
 
@@ -133,8 +141,8 @@ def survey(
     else:
         card = model_card.read(folder, needs_weights=False)
     nodes = planning.nodes_of(wanted, inventory)
-    known = pair.memories() if pair is not None and pair.is_known else {}
-    boxes = _boxes(nodes, inventory, known) if memory is None else box.asked(nodes, memory)
+    told = pair if pair is not None and pair.is_known else None
+    boxes = _boxes(nodes, inventory, told) if memory is None else box.asked(nodes, memory)
     return _plan(wanted, card, inventory, source, boxes)
 
 
@@ -165,11 +173,12 @@ def _plan(
     return Prepared(wanted, source, card, made, inventory, wants)
 
 
-def _boxes(nodes: Sequence[Node], inventory: Inventory, told: Mapping[str, Memory]) -> tuple[Box, ...]:
-    """The boxes of the nodes, by what they told of their memory and what this machine knows of its own."""
+def _boxes(nodes: Sequence[Node], inventory: Inventory, pair: PairHandle | None) -> tuple[Box, ...]:
+    """The boxes of the nodes, by what they tell of themselves and what this machine knows of its own."""
+    memories, gpus = pair.boxes() if pair is not None else ({}, {})
     memory = box.this_memory()
-    known = dict(told) | {node.name: memory for node in nodes if node.is_local and memory is not None}
-    return box.of(nodes, known, embedded=inventory.embedded, has_gpu=box.this_has_gpu())
+    known = memories | {node.name: memory for node in nodes if node.is_local and memory is not None}
+    return box.of(nodes, known, gpus=gpus, embedded=inventory.embedded, has_gpu=box.this_has_gpu())
 
 
 def start(

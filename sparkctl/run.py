@@ -60,7 +60,11 @@ def plan(options: Options, recipe: Path, overrides: tuple[str, ...], memory: flo
 @click.option("--again", metavar="JOB", help="In place of a recipe: repeat a job exactly.")
 @click.option("--detach", is_flag=True, help="Start, print the job's id and return.")
 @click.option("--dry-run", is_flag=True, help="Check and plan, start nothing.")
-@click.option("--force", is_flag=True, help="Run over a link that was measured below its bar all the same.")
+@click.option(
+    "--force",
+    is_flag=True,
+    help="Run all the same where the plan says that it does not fit, or the link was measured below its bar.",
+)
 @common
 def run(
     options: Options,
@@ -86,7 +90,7 @@ def run(
 
         return run_command(options, wanted, str(recipe), detach=detach, dry_run=dry_run, force=force)
     with options.pair() as pair:
-        prepared = start.prepare_file(recipe, overrides, pair.inventory, pair)
+        prepared = start.prepare_file(recipe, overrides, pair.inventory, pair, force=force)
         if dry_run:
             _show_all(options, prepared)
             return 0
