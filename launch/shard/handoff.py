@@ -3,11 +3,14 @@
 Each direction has its own communicator, because NCCL works off one communicator's sends and receives strictly in order:
 with a single one, two stages that send to each other at the same time would wait for each other for ever.
 Nothing is pickled: both ends know shape and dtype.
+
+Gloo picks the interface by the tag (ProcessGroupGloo::getContext: tag modulo the number of interfaces), so tensors that follow one
+another under the same tag take turns between two tags: over two rails each carries every other one.
 """
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from datetime import timedelta
 
 import torch
@@ -18,6 +21,7 @@ from launch.agent.report import pulse
 
 # Sends whose buffers are still held; past this the oldest is waited for, which bounds memory.
 IN_FLIGHT = 16
+RAILS = 2
 
 
 class Handoff:
@@ -29,6 +33,7 @@ class Handoff:
         self.rank = 0 if alone else dist.get_rank()
         self.world = 1 if alone else dist.get_world_size()
         self._sends: deque[tuple[dist.Work, torch.Tensor]] = deque()
+        self._turns: Counter[tuple[bool, bool, int, int]] = Counter()
         if not alone:
             group.meet()  # a rank may have loaded for minutes longer than its neighbour
         self._forward = None if alone else dist.new_group(timeout=timeout)
@@ -59,14 +64,24 @@ class Handoff:
     def await_tokens(self, rows: int, tag: int) -> tuple[dist.Work, torch.Tensor]:
         """On the first stage: start receiving the last stage's token ids; wait on the work, then read the tensor."""
         buffer = torch.empty(rows, dtype=torch.int64)
-        work = dist.irecv(buffer, src=self.world - 1, group=self._backward, tag=tag)
+        work = dist.irecv(
+            buffer,
+            src=self.world - 1,
+            group=self._backward,
+            tag=self._turn(self._backward, self.world - 1, tag, out=False),
+        )
         assert work is not None
         return work, buffer
 
     def await_back(self, shape: tuple[int, ...], dtype: torch.dtype, tag: int) -> tuple[dist.Work, torch.Tensor]:
         """As `await_tokens`, for any tensor of the CPU that the last stage returns."""
         buffer = torch.empty(shape, dtype=dtype)
-        work = dist.irecv(buffer, src=self.world - 1, group=self._backward, tag=tag)
+        work = dist.irecv(
+            buffer,
+            src=self.world - 1,
+            group=self._backward,
+            tag=self._turn(self._backward, self.world - 1, tag, out=False),
+        )
         assert work is not None
         return work, buffer
 
@@ -75,9 +90,15 @@ class Handoff:
         while self._sends:
             self._sends.popleft()[0].wait()
 
+    def _turn(self, group: dist.ProcessGroup | None, peer: int, tag: int, *, out: bool) -> int:
+        """The tag that goes over the wire; both ends count alike, for what has one tag arrives in its order."""
+        key = (group is self._forward, out, peer, tag)
+        self._turns[key] += 1
+        return RAILS * tag + self._turns[key] % RAILS
+
     def _send(self, tensor: torch.Tensor, to: int, group: dist.ProcessGroup | None, tag: int) -> None:
         held = tensor.detach().contiguous()
-        work = dist.isend(held, dst=to, group=group, tag=tag)
+        work = dist.isend(held, dst=to, group=group, tag=self._turn(group, to, tag, out=True))
         pulse()
         assert work is not None
         self._sends.append((work, held))
@@ -94,6 +115,6 @@ class Handoff:
         tag: int,
     ) -> torch.Tensor:
         buffer = torch.empty(shape, dtype=dtype, device=device or self.device)
-        dist.recv(buffer, src=source, group=group, tag=tag)
+        dist.recv(buffer, src=source, group=group, tag=self._turn(group, source, tag, out=False))
         pulse()
         return buffer

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import ipaddress
 import json
 import os
+import re
 import shutil
 import signal
 from collections.abc import Iterator
@@ -11,7 +14,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
 from tests.commandline import CommandLine, losses
@@ -52,12 +54,23 @@ def watched(laptop: Laptop) -> Iterator[Watched]:
     for host in laptop.lab.hosts:
         ranks = [process.pid for process in host.processes() if "worker" in process.argv]
         for pid in ranks:
-            seen.sockets |= {one.laddr.ip for one in psutil.Process(pid).net_connections("inet")}
+            seen.sockets |= _addresses(pid)
         seen.environments[host.name] = " ".join(Path(f"/proc/{pid}/environ").read_text() for pid in ranks)
     laptop.until(lambda: _has_ended(laptop, job), 240, "the end of the job")
     after = _counters(laptop.head)
     seen.moved = {name: [at_work[name] - before[name], after[name] - at_work[name]] for name in after}
     yield seen
+
+
+def _addresses(pid: int) -> set[str]:
+    """The IPv4 addresses that a process's TCP sockets are bound to, in the network namespace of the process (proc_pid_net(5))."""
+    inodes = set()
+    for descriptor in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+            inodes |= set(re.findall(r"socket:\[(\d+)\]", str(descriptor.readlink())))
+    rows = [line.split() for line in Path(f"/proc/{pid}/net/tcp").read_text().splitlines()[1:]]
+    own = [int(row[1].partition(":")[0], 16).to_bytes(4, "little") for row in rows if row[9] in inodes]
+    return {str(ipaddress.IPv4Address(address)) for address in own}
 
 
 def _counters(host: Host) -> dict[str, int]:
@@ -100,7 +113,7 @@ def test_a_rank_that_is_killed_on_the_way_changes_no_loss(watched: Watched) -> N
 def test_activations_cross_the_link_and_not_the_management_network(watched: Watched) -> None:
     rails = [watched.moved[name][1] for name in watched.laptop.head.rails]
     assert sum(rails) > 2_000_000  # many steps of four micro-batches, forward and back
-    assert min(rails) > 20_000  # gloo sends from stage to stage over one rail, and reduces over both
+    assert min(rails) > sum(rails) / 4  # they take turns
     # Whatever the agents say meanwhile on the management network, no rank has a socket there, nor on any wildcard.
     assert {".".join(address.split(".")[:3]) for address in watched.sockets} == {"192.168.100", "192.168.101"}
     environment = watched.environments[watched.laptop.head.name]
