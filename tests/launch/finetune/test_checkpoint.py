@@ -36,7 +36,7 @@ class CutOff(Reporter):
         self._at = at
 
     def tell(self, report: Report) -> None:
-        if report.step == self._at:
+        if report.event == "step" and report.step == self._at:
             raise KeyboardInterrupt
 
 
