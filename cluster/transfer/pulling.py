@@ -89,7 +89,7 @@ class Connection:
             raise SourceError(0, exactly(connection, min(size, 1000)).decode(errors="replace"))
         if size != chunk.size:
             raise SourceError(0, "the source answers something else than it was asked")
-        total, done = hashlib.blake2b(digest_size=DIGEST), 0
+        total, done = hashlib.sha256(), 0
         while done < size:
             part = buffer[: min(len(buffer), size - done)]
             got = connection.recv_into(part, len(part), socket.MSG_WAITALL)
@@ -119,7 +119,7 @@ class Here:
             chunk = take(True)
             if chunk is None:
                 return
-            total = hashlib.blake2b(digest_size=DIGEST)
+            total = hashlib.sha256()
             for done in range(0, chunk.size, _BUFFER):
                 part = buffer[: min(_BUFFER, chunk.size - done)]
                 try:

@@ -3,7 +3,7 @@
     python -m tests.benchmarks.transfer [--gib 2] [--rounds 5]
 
 Two simulated hosts on this machine (root, see tests/lab); the three take turns, so that what else the machine does hits them alike.
-Files are random bytes on tmpfs. rsync checks what it copies by its own checksum; the copier by BLAKE2b, chunk by chunk.
+Files are random bytes on tmpfs. rsync checks what it copies by its own checksum; the copier by SHA-256, chunk by chunk.
 """
 
 from __future__ import annotations
