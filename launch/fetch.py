@@ -15,7 +15,7 @@ from cluster.stream import answering
 from cluster.transfer.copier import Copier
 from cluster.transfer.manifest import Chunk
 from cluster.transfer.pulling import SourceError, Take
-from cluster.transfer.staging import DIGEST, Staging
+from cluster.transfer.staging import Staging
 from launch import hub, hub_files
 
 STREAMS = 8
