@@ -250,11 +250,6 @@ class PairHandle:
                 f"{self.record.link.fix}; or `sparkctl run --force`",
             )
 
-    @property
-    def is_known(self) -> bool:
-        """Whether this machine knows of the pair without asking the head."""
-        return self.inventory.embedded or record.load(self.inventory) is not None
-
     def boxes(self) -> tuple[dict[str, Memory], dict[str, bool]]:
         """What memory each node has now, and whether it has a GPU. One that does not answer, or is of no pair yet, is left out."""
         try:

@@ -125,7 +125,7 @@ def survey(
     """Lay a model out without starting anything: its weights need not be there, nor need it fit.
 
     Args:
-        pair: where it has been made, its nodes are asked what memory they have.
+        pair: one that has been made, whose nodes are asked what memory they have.
         memory: plan for boxes of so many GiB instead of the inventory's.
 
     Raises:
@@ -141,8 +141,7 @@ def survey(
     else:
         card = model_card.read(folder, needs_weights=False)
     nodes = planning.nodes_of(wanted, inventory)
-    told = pair if pair is not None and pair.is_known else None
-    boxes = _boxes(nodes, inventory, told) if memory is None else box.asked(nodes, memory)
+    boxes = _boxes(nodes, inventory, pair) if memory is None else box.asked(nodes, memory)
     return _plan(wanted, card, inventory, source, boxes)
 
 

@@ -42,10 +42,11 @@ def plan(options: Options, recipe: Path, overrides: tuple[str, ...], memory: flo
 
     The weights need not be there: a folder with config.json, or a model on the hub, will do. Exit status 3: it does not fit.
     """
+    from cluster import record
     from launch import start
 
     inventory = options.inventory()
-    if inventory.embedded or memory is not None:
+    if inventory.embedded or memory is not None or record.load(inventory) is None:
         prepared = start.survey_file(recipe, overrides, inventory, memory=memory)
     else:
         with options.pair() as pair:

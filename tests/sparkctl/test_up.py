@@ -139,6 +139,7 @@ def test_a_pair_is_shown_made_looked_at_and_undone(run: Run, lab: Lab) -> None:
 
 
 def test_an_unknown_host_key_is_refused_without_a_terminal(run: Run, lab: Lab) -> None:
+    known = lab.known_hosts.read_text()
     lab.known_hosts.write_text("")
     try:
         refused = run("up", "--yes")
@@ -149,7 +150,7 @@ def test_an_unknown_host_key_is_refused_without_a_terminal(run: Run, lab: Lab) -
         assert accepted.returncode == 0, accepted.stderr
         assert accepted.stderr.count("new host key accepted") == 2
     finally:
-        lab.trust()
+        lab.known_hosts.write_text(known)
 
 
 PASSWORD = "correct horse battery"
@@ -158,7 +159,8 @@ PASSWORD = "correct horse battery"
 def test_a_person_is_asked_for_host_keys_consent_and_one_password(
     run: Run, on_terminal: Callable[..., Terminal], lab: Lab
 ) -> None:
-    known = sorted(lab.known_hosts.read_text().splitlines())
+    before = lab.known_hosts.read_text()
+    known = sorted(before.splitlines())
     lab.known_hosts.write_text("")
     for host in lab.hosts:
         host.sudo_password(PASSWORD)
@@ -210,7 +212,7 @@ def test_a_person_is_asked_for_host_keys_consent_and_one_password(
     finally:
         for host in lab.hosts:
             host.sudo_password(None)
-        lab.trust()
+        lab.known_hosts.write_text(before)
 
 
 def test_doctor_examines_both_and_writes_a_bundle_without_identities(run: Run, lab: Lab, tmp_path: Path) -> None:

@@ -127,7 +127,7 @@ WRONG: dict[str, tuple[Callable[[Path], None], tuple[str, ...]]] = {
     ),
 }
 REFUSED: dict[str, tuple[Callable[[Path], None], tuple[str, ...]]] = {
-    "fsdp2": (_recipe("adapter: lora", "strategy: fsdp2"), ("strategy: fsdp2", "strategy: pipeline")),
+    "zero3": (_recipe("adapter: lora", "adapter: lora\nstrategy: zero3"), ("strategy: zero3", "strategy: pipeline")),
 }
 
 
