@@ -230,7 +230,8 @@ def test_a_plan_takes_half_a_second_and_no_torch(here: Path) -> None:
         assert _sparkctl("plan", "serve.yaml", env=dict(os.environ)).returncode == 0
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         taken.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
-    assert min(taken) <= 1.0, taken  # of processor time, which a busy machine doubles: half a second is meant for a quiet one
+    # Half a second is meant for a quiet machine: a busy one doubles processor time.
+    assert min(taken) <= 1.0, taken
 
 
 @pytest.mark.parametrize("columns", [80, 120])
