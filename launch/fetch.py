@@ -5,7 +5,6 @@ Answers the orders that cluster.stream describes, on standard input; the token f
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import time
 from collections.abc import Callable
@@ -13,6 +12,7 @@ from typing import Any
 
 from cluster.stream import answering
 from cluster.transfer.copier import Copier
+from cluster.transfer.digests import SHA256, new
 from cluster.transfer.manifest import Chunk
 from cluster.transfer.pulling import SourceError, Take
 from cluster.transfer.staging import Staging
@@ -37,7 +37,7 @@ class Ranges:
             if chunk is None:
                 return
             digest = self._persistently(chunk, staging, arrived)
-            staging.note(chunk, digest)
+            staging.note(chunk, SHA256, digest)
             arrived(chunk, 0)
 
     def _persistently(self, chunk: Chunk, staging: Staging, arrived: Callable[[Chunk, int], None]) -> bytes:
@@ -47,7 +47,7 @@ class Ranges:
         for attempt in range(_TRIES):
             came, had = 0, chunk.source in self._places
             try:
-                total = hashlib.sha256()
+                total = new(SHA256)
                 with self._asked(chunk) as pieces:
                     for piece in pieces:
                         part = memoryview(piece)[: chunk.size - came]

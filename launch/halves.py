@@ -31,7 +31,6 @@ class Site:
 
     end: End
     code: str = ""
-    python: str = ""
 
     @property
     def name(self) -> str:
@@ -52,7 +51,7 @@ class Site:
             "HF_HUB_OFFLINE=0",
             "HF_HUB_DISABLE_TELEMETRY=1",
             *path,
-            self.python or sys.executable,
+            self.end.python or sys.executable,
             "-P",
             "-m",
             "sparkctl",
@@ -64,9 +63,12 @@ def sites(record: PairRecord, transports: Sequence[Transport]) -> tuple[Site, ..
     """The nodes of a pair that `up` has made, head first."""
     return tuple(
         Site(
-            End(transport, tuple(str(rail.ends[rank].address.ip) for rail in record.rails)),
+            End(
+                transport,
+                tuple(str(rail.ends[rank].address.ip) for rail in record.rails),
+                record.nodes[rank].python,
+            ),
             record.nodes[rank].code,
-            record.nodes[rank].python,
         )
         for rank, transport in enumerate(transports)
     )

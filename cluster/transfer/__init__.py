@@ -28,6 +28,7 @@ from cluster.yamlcore import printable
 
 MODULES = (
     "cluster.stream",
+    "cluster.transfer.digests",
     "cluster.transfer.manifest",
     "cluster.transfer.shelf",
     "cluster.transfer.staging",
@@ -56,10 +57,11 @@ Watch = Callable[[Progress], None]
 
 @dataclass(frozen=True)
 class End:
-    """A node of a pair, and its addresses on the link, one for each rail."""
+    """A node of a pair, its addresses on the link, one for each rail, and the Python of its environment (empty: none is known)."""
 
     transport: Transport
     addresses: tuple[str, ...]
+    python: str = ""
 
 
 def over_link(source: End, root: str, target: End, final: str, manifest: Manifest, watch: Watch) -> None:
@@ -70,19 +72,27 @@ def over_link(source: End, root: str, target: End, final: str, manifest: Manifes
         FailedError: a node or the link was lost, or the source cannot be read; what has arrived stays, for the next attempt.
     """
     token = secrets.token_hex(32)
-    with Helper(source.transport) as giving, Helper(target.transport) as taking:
-        doors = giving.ask("offer", root=root, addresses=list(source.addresses), token=token)
+    with Helper.at(source) as giving, Helper.at(target) as taking:
+        offer = giving.ask("offer", root=root, addresses=list(source.addresses), token=token)
         flows = [
             {"source": ours, "address": theirs, "port": door["port"]}
-            for ours, theirs, door in zip(target.addresses, source.addresses, doors, strict=True)
+            for ours, theirs, door in zip(target.addresses, source.addresses, offer["doors"], strict=True)
             if door["port"]
         ]
         if not flows:
             raise FailedError(
-                f"{source.transport.name}: nothing can listen on the link: {printable(str(doors[0]['error']))}",
+                f"{source.transport.name}: nothing can listen on the link: {printable(str(offer['doors'][0]['error']))}",
                 "`sparkctl up` sets its addresses; `sparkctl doctor` looks at the link",
             )
-        told = taking.ask("fill", final=final, manifest=manifest.to_json(), flows=flows, token=token, streams=STREAMS)
+        told = taking.ask(
+            "fill",
+            final=final,
+            manifest=manifest.to_json(),
+            flows=flows,
+            digests=offer["digests"],
+            token=token,
+            streams=STREAMS,
+        )
         told = followed(taking, told, watch, "over the link", (giving,))
         if told["state"] == "done":
             return
@@ -195,11 +205,17 @@ def failure(node: str, final: str, told: dict[str, Any]) -> SparkctlError:
 class Helper:
     """The copier on one node, for as long as the block runs."""
 
-    def __init__(self, transport: Transport, argv: Sequence[str] | None = None) -> None:
-        """`argv` starts another program that answers the same way; else it is the copier, which is sent along."""
+    def __init__(self, transport: Transport, argv: Sequence[str] = (), modules: Sequence[str] = ()) -> None:
+        """`argv` starts another program that answers the same way, `modules` are what it takes in first; else it is the copier."""
         self.node = transport.name
         self._session = transport.session(argv or shipped.argv(transport.python))
-        self._first = b"" if argv else shipped.modules(MODULES)
+        sent = modules if argv else MODULES
+        self._first = shipped.modules(sent) if sent else b""
+
+    @classmethod
+    def at(cls, end: End) -> Self:
+        """The copier in a node's environment, where that is known: it has xxhash."""
+        return cls(end.transport, shipped.argv(end.python, site=True) if end.python else (), MODULES)
 
     def ask(self, order: str, *, within: float = _ANSWER_SECONDS, **arguments: object) -> Any:
         """Have an order carried out.

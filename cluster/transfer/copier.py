@@ -21,6 +21,7 @@ from queue import Empty, Queue
 from typing import Any
 
 from cluster.stream import SHAKE_SECONDS, StrangerError, admit, answering, connect, reason
+from cluster.transfer.digests import common, usable
 from cluster.transfer.manifest import Manifest
 from cluster.transfer.pulling import Connection, Here, Pull, SourceError, Way, why
 from cluster.transfer.shelf import Shelf
@@ -88,25 +89,35 @@ class Copier:
         self._pull: Pull | None = None
         self._program: subprocess.Popen[bytes] | None = None
 
-    def offer(self, root: str, addresses: list[str], token: str) -> list[dict[str, Any]]:
-        """Serve the files below `root` on each address: its port, or why there is none."""
+    def offer(self, root: str, addresses: list[str], token: str) -> dict[str, Any]:
+        """Serve the files below `root` on each address: `doors` have its port, or why there is none; and our `digests`."""
         shelf = Shelf(root)
 
         def welcome(connection: socket.socket) -> None:
             with connection:
                 shelf.serve(connection)
 
-        return [self._listen(address, token, welcome) for address in addresses]
+        doors = [self._listen(address, token, welcome) for address in addresses]
+        return {"doors": doors, "digests": usable()}
 
     def fill(
-        self, final: str, manifest: list[Any], flows: list[dict[str, Any]], token: str, streams: int
+        self,
+        final: str,
+        manifest: list[Any],
+        flows: list[dict[str, Any]],
+        digests: list[str],
+        token: str,
+        streams: int,
     ) -> dict[str, Any]:
-        """Fill `final` over the link; `flows` are the rails to the source, as cluster.stream has them: shared out evenly."""
-        key = bytes.fromhex(token)
+        """Fill `final` over the link.
+
+        `flows` are the rails to the source, as cluster.stream has them: shared out evenly. `digests` are those of the source.
+        """
+        key, digest = bytes.fromhex(token), common(digests)
 
         def ways() -> list[Connection]:
             opens = [partial(connect, token=key, **flow) for flow in flows]
-            return [Connection(opens[at % len(opens)]) for at in range(streams)]
+            return [Connection(opens[at % len(opens)], digest) for at in range(streams)]
 
         return self.begin(final, manifest, ways)
 

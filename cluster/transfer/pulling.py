@@ -6,7 +6,6 @@ Sent to the nodes (see cluster.transport.shipped): standard library only, any Py
 from __future__ import annotations
 
 import errno
-import hashlib
 import socket
 import threading
 from collections import deque
@@ -15,8 +14,9 @@ from functools import partial
 from typing import Protocol
 
 from cluster.stream import exactly, reason
+from cluster.transfer.digests import KINDS, SHA256, new
 from cluster.transfer.manifest import Chunk
-from cluster.transfer.shelf import ASK, DIGEST, SAID, YES, Shelf
+from cluster.transfer.shelf import ASK, SAID, YES, Shelf
 from cluster.transfer.staging import Staging
 
 _BUFFER = 2 << 20
@@ -55,8 +55,9 @@ class Way(Protocol):
 class Connection:
     """Chunks over a connection to a Shelf that serves."""
 
-    def __init__(self, open_: Callable[[], socket.socket]) -> None:
-        self._open = open_
+    def __init__(self, open_: Callable[[], socket.socket], digest: str = SHA256) -> None:
+        """`digest`: of the kinds that both sides can compute."""
+        self._open, self._digest = open_, digest
 
     def fetch(self, take: Take, staging: Staging, arrived: Callable[[Chunk, int], None]) -> None:
         """See Way.fetch."""
@@ -71,7 +72,7 @@ class Connection:
                         break
                     asked.append(chunk)
                     path = chunk.source.encode()
-                    connection.sendall(ASK.pack(len(path), chunk.offset, chunk.size) + path)
+                    connection.sendall(ASK.pack(len(path), chunk.offset, chunk.size, KINDS.index(self._digest)) + path)
                 if not asked:
                     return
                 self._take(connection, asked.popleft(), staging, buffer, arrived)
@@ -89,7 +90,7 @@ class Connection:
             raise SourceError(0, exactly(connection, min(size, 1000)).decode(errors="replace"))
         if size != chunk.size:
             raise SourceError(0, "the source answers something else than it was asked")
-        total, done = hashlib.sha256(), 0
+        total, done = new(self._digest), 0
         while done < size:
             part = buffer[: min(len(buffer), size - done)]
             got = connection.recv_into(part, len(part), socket.MSG_WAITALL)
@@ -100,9 +101,9 @@ class Connection:
             total.update(part)
             done += got
             arrived(chunk, got)
-        if total.digest() != exactly(connection, DIGEST):
+        if total.digest() != exactly(connection, total.digest_size):
             raise ConnectionError(0, f"{chunk.source}: arrived damaged")
-        staging.note(chunk, total.digest())
+        staging.note(chunk, self._digest, total.digest())
         arrived(chunk, 0)
 
 
@@ -119,7 +120,7 @@ class Here:
             chunk = take(True)
             if chunk is None:
                 return
-            total = hashlib.sha256()
+            total = new(SHA256)
             for done in range(0, chunk.size, _BUFFER):
                 part = buffer[: min(_BUFFER, chunk.size - done)]
                 try:
@@ -129,7 +130,7 @@ class Here:
                 staging.write(chunk, part, done)
                 total.update(part)
                 arrived(chunk, len(part))
-            staging.note(chunk, total.digest())
+            staging.note(chunk, SHA256, total.digest())
             arrived(chunk, 0)
 
 

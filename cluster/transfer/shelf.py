@@ -2,15 +2,14 @@
 
 Sent to the nodes (see cluster.transport.shipped): standard library only, any Python from 3.8. On a connection:
 
-    asks      an ASK: bytes of the path, offset, size; and the path
-    answers   a SAID, YES and the size; those bytes; their SHA-256, 32 bytes
+    asks      an ASK: bytes of the path, offset, size, the kind of digest (see KINDS); and the path
+    answers   a SAID, YES and the size; those bytes; their digest
     or        a SAID, NO and the length of a text; the text, which says why
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import socket
 import struct
@@ -19,14 +18,12 @@ from pathlib import Path
 from typing import BinaryIO
 
 from cluster.stream import exactly
+from cluster.transfer.digests import KINDS, new
 from cluster.transfer.manifest import CHUNK, plain
 
-ASK = struct.Struct("!IQQ")
+ASK = struct.Struct("!IQQB")
 SAID = struct.Struct("!BQ")
 YES, NO = 0, 1
-# Of SHA-256: the standard library's fastest that damage cannot fool, as a GB10's cores and x86 have instructions for it (twice
-# BLAKE2b's speed, measured).
-DIGEST = 32
 _READ = 1 << 20
 _IDLE_SECONDS = 60.0  # without a question, or without room for an answer
 
@@ -78,8 +75,8 @@ class Shelf:
             first = connection.recv(1)
             if not first:
                 return
-            length, offset, size = ASK.unpack(first + exactly(connection, ASK.size - 1))
-            if length > 4096 or size > CHUNK:
+            length, offset, size, kind = ASK.unpack(first + exactly(connection, ASK.size - 1))
+            if length > 4096 or size > CHUNK or kind >= len(KINDS):
                 return
             path = exactly(connection, length).decode(errors="replace")
             try:
@@ -92,7 +89,7 @@ class Shelf:
                 continue
             connection.sendall(SAID.pack(YES, size))
             _send(connection, file, offset, size)
-            connection.sendall(_digest(file.fileno(), offset, size, buffer))
+            connection.sendall(_digest(KINDS[kind], file.fileno(), offset, size, buffer))
 
     def close(self) -> None:
         """Let go of all files."""
@@ -107,9 +104,9 @@ def _send(connection: socket.socket, file: BinaryIO, offset: int, size: int) -> 
         raise ConnectionAbortedError(0, "the file has become shorter")
 
 
-def _digest(descriptor: int, offset: int, size: int, buffer: memoryview) -> bytes:
+def _digest(kind: str, descriptor: int, offset: int, size: int, buffer: memoryview) -> bytes:
     """Of the bytes that were just sent, which are in the page cache still; and out of it again, for memory is the GPU's too."""
-    total, done = hashlib.sha256(), 0
+    total, done = new(kind), 0
     while done < size:
         count = os.preadv(descriptor, [buffer[: min(len(buffer), size - done)]], offset + done)
         if not count:

@@ -17,9 +17,10 @@ import threading
 from collections.abc import Iterable
 from pathlib import Path
 
+from cluster.transfer.digests import SHA256, XXH3, new, usable
 from cluster.transfer.manifest import Chunk, Manifest
 
-DIGEST = 32
+_HEX = {XXH3: 32, SHA256: 64}  # digits
 _READ = 4 << 20
 _MARGIN = 64 << 20  # bytes of the disk that are left alone
 _DONE, _LOCK, _WHAT = ".done", ".lock", ".manifest"
@@ -82,12 +83,13 @@ class Staging:
 
     def missing(self) -> list[Chunk]:
         """What is left to do: the chunks that are not there, or, after a power cut, are noted and not there after all."""
-        noted = dict(_notes((self.part / _DONE).read_text().splitlines()))
+        noted = {number: (kind, digest) for number, kind, digest in self._notes() if kind in usable()}
         buffer = memoryview(bytearray(_READ))
         return [
             chunk
             for chunk in self.manifest.chunks()
-            if chunk.number not in noted or self._digest(chunk, buffer) != noted[chunk.number]
+            if chunk.number not in noted
+            or self._digest(chunk, noted[chunk.number][0], buffer) != noted[chunk.number][1]
         ]
 
     def write(self, chunk: Chunk, data: memoryview, done: int) -> None:
@@ -97,10 +99,10 @@ class Staging:
             count = os.pwrite(descriptor, data, at)
             data, at = data[count:], at + count
 
-    def note(self, chunk: Chunk, digest: bytes) -> None:
+    def note(self, chunk: Chunk, kind: str, digest: bytes) -> None:
         """Remember that a chunk is there, and what it is."""
         with self._noting:
-            os.write(self._note, f"{chunk.number} {digest.hex()}\n".encode())
+            os.write(self._note, f"{chunk.number} {kind} {digest.hex()}\n".encode())
 
     def finish(self) -> None:
         """Have everything reach the disk, and the folder take its place.
@@ -174,8 +176,8 @@ class Staging:
             os.pwrite(descriptor, target.head, 0)
         self._note = os.open(str(self.part / _DONE), os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
 
-    def _digest(self, chunk: Chunk, buffer: memoryview) -> str:
-        total, done = hashlib.sha256(), 0
+    def _digest(self, chunk: Chunk, kind: str, buffer: memoryview) -> str:
+        total, done = new(kind), 0
         while done < chunk.size:
             part = buffer[: min(len(buffer), chunk.size - done)]
             count = os.preadv(self._files[chunk.file], [part], chunk.at + done)
@@ -183,21 +185,20 @@ class Staging:
                 break
             total.update(part[:count])
             done += count
-        return total.hexdigest()
+        return total.digest().hex()
+
+    def _notes(self) -> Iterable[tuple[int, str, str]]:
+        for line in (self.part / _DONE).read_text().splitlines():
+            number, _, rest = line.partition(" ")
+            kind, _, digest = rest.partition(" ")
+            if number.isdigit() and len(digest) == _HEX.get(kind):  # the last may be half written
+                yield int(number), kind, digest
 
     def _forget(self, file: int) -> None:
         """Take no chunk of a file for granted any more."""
         gone = {chunk.number for chunk in self.manifest.chunks() if chunk.file == file}
-        kept = [(number, digest) for number, digest in _notes((self.part / _DONE).read_text().splitlines())]
-        text = "".join(f"{number} {digest}\n" for number, digest in kept if number not in gone)
+        text = "".join(f"{number} {kind} {digest}\n" for number, kind, digest in self._notes() if number not in gone)
         (self.part / _DONE).write_text(text)
-
-
-def _notes(lines: Iterable[str]) -> Iterable[tuple[int, str]]:
-    for line in lines:
-        number, _, digest = line.partition(" ")
-        if number.isdigit() and len(digest) == 2 * DIGEST:  # the last may be half written
-            yield int(number), digest
 
 
 def _sha256(descriptor: int) -> str:

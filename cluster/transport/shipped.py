@@ -17,12 +17,13 @@ _BOOT = (
 )
 
 
-def argv(python: str) -> list[str]:
+def argv(python: str, *, site: bool = False) -> list[str]:
     """The command that takes in modules and calls `main` of the last, to which the rest of standard input belongs.
 
-    Isolated and without site: nothing that lies about on the node passes for a module.
+    Isolated and without site: nothing that lies about on the node passes for a module. With `site` the packages of that Python's
+    environment may be imported.
     """
-    return [python, "-IS", "-c", _BOOT]
+    return [python, "-I" if site else "-IS", "-c", _BOOT]
 
 
 def modules(names: Sequence[str]) -> bytes:

@@ -3,7 +3,8 @@
     python -m tests.benchmarks.transfer [--gib 2] [--rounds 5]
 
 Two simulated hosts on this machine (root, see tests/lab); the three take turns, so that what else the machine does hits them alike.
-Files are random bytes on tmpfs. rsync checks what it copies by its own checksum; the copier by SHA-256, chunk by chunk.
+Files are random bytes on tmpfs. rsync checks what it copies by its own checksum; the copier by XXH3, chunk by chunk, in the
+environment that `up` makes.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import argparse
 import json
 import os
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -32,18 +34,18 @@ FILES = 4
 def main() -> None:
     """Print the table."""
     asked = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
-    asked.add_argument("--gib", type=float, default=1.0)
+    asked.add_argument("--gib", type=float, default=2.0)
     asked.add_argument("--rounds", type=int, default=5)
     wanted = asked.parse_args()
     if missing := Lab.missing():
         raise SystemExit(missing)
     each = int(wanted.gib * 2**30 / FILES)
     with ExitStack() as stack:
-        lab = stack.enter_context(Lab(init="simple", disk=int(wanted.gib * 2**30) + (2 << 30)))
+        lab = stack.enter_context(Lab(init="simple", bind=[sys.prefix], disk=int(wanted.gib * 2**30) + (2 << 30)))
         prepare(lab, each)
         ends = [stack.enter_context(_node(lab, host)) for host in lab.hosts]
         addresses = [(f"192.168.100.{10 + number}", f"192.168.101.{10 + number}") for number in (0, 1)]
-        pair = [End(node, own) for node, own in zip(ends, addresses, strict=True)]
+        pair = [End(node, own, f"{sys.prefix}/bin/python") for node, own in zip(ends, addresses, strict=True)]
         ways: dict[str, Callable[[], float]] = {
             "copier": lambda: copier(pair, each),
             "rsync -W over SSH": lambda: rsynced(lab.hosts[1], each),

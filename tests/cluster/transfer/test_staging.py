@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import socket
-import struct
+import sys
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ import pytest
 from cluster import stream, transfer
 from cluster.errors import FailedError, RefusedError
 from cluster.transfer import copier
+from cluster.transfer.digests import SHA256, XXH3, common, usable
 from cluster.transfer.manifest import CHUNK, Chunk, Manifest, Piece, Target, UnsafePathError, plain, whole
 from cluster.transfer.pulling import Connection, Here, Pull, SourceError
 from cluster.transfer.shelf import ASK, NO, SAID, Shelf
@@ -50,7 +52,7 @@ def assert_made(folder: Path, source: Path) -> None:
     assert (folder.stat().st_mode | (folder / "large").stat().st_mode) & 0o077 == 0
 
 
-@pytest.mark.parametrize("how", ["over_link", "from_here", "within"])
+@pytest.mark.parametrize("how", ["over_link", "from an environment", "from_here", "within"])
 def test_files_and_ranges_of_files_arrive(how: str, source: Path, tmp_path: Path) -> None:
     final, seen = tmp_path / "home" / "made", list[transfer.Progress]()
     carry(how)(source, final, parts(source), seen.append)
@@ -65,7 +67,8 @@ def test_files_and_ranges_of_files_arrive(how: str, source: Path, tmp_path: Path
 def carry(how: str) -> Callable[[Path, Path, Manifest, transfer.Watch], None]:
     node = LocalTransport("node")
     end = transfer.End(node, ("127.0.0.1", "127.0.0.1"))
-    if how == "over_link":
+    if how in {"over_link", "from an environment"}:
+        end = replace(end, python=sys.executable if how == "from an environment" else "")
         return lambda source, final, what, watch: transfer.over_link(end, str(source), end, str(final), what, watch)
     act = getattr(transfer, how)
     return lambda source, final, what, watch: act(str(source), node, str(final), what, watch)
@@ -204,7 +207,7 @@ def test_pieces_must_join() -> None:
 
 
 def test_who_does_not_know_the_token_gets_nothing(source: Path, tmp_path: Path) -> None:
-    (told,) = copier.Copier().offer(str(source), ["127.0.0.1"], TOKEN.hex())
+    (told,) = copier.Copier().offer(str(source), ["127.0.0.1"], TOKEN.hex())["doors"]
     staging = Staging(str(tmp_path / "made"), parts(source))
     staging.begin()
     pull = Pull(staging)
@@ -222,24 +225,24 @@ def test_who_does_not_know_the_token_gets_nothing(source: Path, tmp_path: Path) 
 
 
 def test_a_source_says_why_it_does_not_give(source: Path) -> None:
-    (told,) = copier.Copier().offer(str(source), ["127.0.0.1"], TOKEN.hex())
+    (told,) = copier.Copier().offer(str(source), ["127.0.0.1"], TOKEN.hex())["doors"]
     for path, size, why in (
         ("absent", 1, "No such file"),
         ("../x", 1, "no path below"),
         ("small", 6, "is shorter than it was"),
     ):
         with stream.connect("127.0.0.1", "127.0.0.1", told["port"], TOKEN) as connection:
-            connection.sendall(ASK.pack(len(path), 0, size) + path.encode())
+            connection.sendall(ASK.pack(len(path), 0, size, 1) + path.encode())
             status, length = SAID.unpack(stream.exactly(connection, SAID.size))
             assert status == NO
             assert why in stream.exactly(connection, length).decode()
 
 
 @pytest.mark.parametrize(
-    "garbage", [struct.pack("!IQQ", 5000, 0, 1), struct.pack("!IQQ", 1, 0, 1 << 40), b"GET / HTTP/1.1\r\n\r\n"]
+    "garbage", [ASK.pack(5000, 0, 1, 0), ASK.pack(1, 0, 1 << 40, 0), ASK.pack(1, 0, 1, 7), b"GET / HTTP/1.1\r\n\r\n"]
 )
 def test_garbage_ends_a_connection(garbage: bytes, source: Path) -> None:
-    (told,) = copier.Copier().offer(str(source), ["127.0.0.1"], TOKEN.hex())
+    (told,) = copier.Copier().offer(str(source), ["127.0.0.1"], TOKEN.hex())["doors"]
     with stream.connect("127.0.0.1", "127.0.0.1", told["port"], TOKEN) as connection:
         connection.sendall(garbage.ljust(ASK.size, b"\0"))
         assert connection.recv(100) == b""
@@ -250,12 +253,20 @@ def test_nothing_listens_on_every_address() -> None:
         copier.Door("0.0.0.0", TOKEN, lambda connection: None)  # noqa: S104 - what is refused
 
 
-def test_bytes_that_were_changed_on_the_way_are_asked_for_again(source: Path, tmp_path: Path) -> None:
+def test_the_digest_is_the_fastest_that_both_sides_can_compute() -> None:
+    assert usable() == (XXH3, SHA256)
+    assert common(["xxh3", "sha256"]) == XXH3
+    assert common(["sha256"]) == SHA256
+    assert common([]) == SHA256  # every Python has it
+
+
+@pytest.mark.parametrize("digest", [XXH3, SHA256])
+def test_bytes_that_were_changed_on_the_way_are_asked_for_again(digest: str, source: Path, tmp_path: Path) -> None:
     shelf, spoilt = Shelf(str(source)), [True]
 
     def serve(connection: socket.socket) -> None:
         if spoilt.pop() if spoilt else False:
-            length, _, size = ASK.unpack(stream.exactly(connection, ASK.size))
+            length, _, size, _ = ASK.unpack(stream.exactly(connection, ASK.size))
             stream.exactly(connection, length)
             connection.sendall(SAID.pack(0, size) + b"\0" * size + b"\0" * 32)
             connection.close()
@@ -270,7 +281,7 @@ def test_bytes_that_were_changed_on_the_way_are_asked_for_again(source: Path, tm
     staging = Staging(str(tmp_path / "made"), parts(source))
     staging.begin()
     pull = Pull(staging)
-    pull.run([Connection(open_)])
+    pull.run([Connection(open_, digest)])
     assert pull.error is None
     assert not spoilt
     assert_made(tmp_path / "made", source)
