@@ -30,7 +30,7 @@ lint: $(READY)
 	$(BIN)/mypy
 
 bench: $(READY)
-	@for name in finetune serve; do echo "== $$name"; $(BIN)/python -m tests.benchmarks.$$name 2>/dev/null || exit 1; done
+	@for name in start load finetune serve transfer up faults; do echo "== $$name"; $(BIN)/python -m tests.benchmarks.$$name 2>/dev/null || exit 1; done
 
 lab: $(READY)
 	@sh tests/lab/install.sh

@@ -6,11 +6,13 @@ import re
 import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from cluster.facts import Facts
 from cluster.inventory import is_secret
-from cluster.link import End, LinkPlan
-from cluster.readings.box import version_numbers
+
+if TYPE_CHECKING:  # whoever only reads a record needs no facts
+    from cluster.facts import Facts
+    from cluster.link import End, LinkPlan
 
 # Names, joined by commas, of the secrets that the inventory's `env` gives: an agent gets them in its own environment, because
 # they may stand in no file, and must tell them from what it merely inherited.
@@ -170,6 +172,8 @@ def _torchrun(rank: int, head: End, port: int) -> tuple[Variable, ...]:
 
 
 def _routing(nodes: tuple[Facts, Facts]) -> tuple[Variable, ...]:
+    from cluster.readings.box import version_numbers
+
     # NCCL 2.30 brought it (NVIDIA's set-up script sets it): each rail talks to its counterpart on the same subnet.
     versions = [version_numbers(facts.nccl or "") for facts in nodes]
     if not all(version is not None and version >= (2, 30) for version in versions):

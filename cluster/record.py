@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 from ipaddress import IPv4Interface, IPv4Network
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -20,14 +20,16 @@ from cluster.environ import Variable
 from cluster.errors import FailedError
 from cluster.files import write_atomically
 from cluster.inventory import Inventory
-from cluster.link import LinkPlan
+
+if TYPE_CHECKING:
+    from cluster.link import LinkPlan
 
 NAME = "pair.json"
 Verdict = Literal["ok", "below bar", "unverified"]
 
 
 class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="ignore")  # a later version may know more
+    model_config = ConfigDict(frozen=True, extra="ignore", defer_build=True)  # a later version may know more
 
 
 class NodeRecord(_Frozen):

@@ -11,7 +11,7 @@ from launch.split import Cut
 
 
 class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
 
 class RankSpec(_Frozen):

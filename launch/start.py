@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from cluster import yamlfile
 from cluster.errors import WrongInputError
 from cluster.inventory import Inventory, Node, is_secret
-from launch import admission, box, hub, model_card, reach, recipe, rows
+from launch import admission, box, hub, model_card, recipe, rows
 from launch import plan as planning
 from launch.admission import Held
 from launch.box import Box
@@ -201,7 +201,7 @@ def start(
     # What only starting needs: a plan is shown in half the time without.
     import secrets
 
-    from launch import job
+    from launch import job, reach
     from launch.spec import JobSpec
 
     pair.connect()
@@ -249,6 +249,7 @@ def _place(prepared: Prepared, pair: PairHandle, watch: Callable[[Progress], Non
 
 def _rank(prepared: Prepared, planned: RankPlan, record: PairRecord | None, placed: Placed | None) -> RankSpec:
     """A rank, whose node has everything where the recipe says, or where it was placed."""
+    from launch import reach
     from launch.spec import RankSpec
 
     wanted = prepared.recipe

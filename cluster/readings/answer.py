@@ -36,7 +36,7 @@ Count = Annotated[int, Field(ge=0, lt=1 << 62)]
 
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(frozen=True, strict=True, extra="ignore", allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, strict=True, extra="ignore", allow_inf_nan=False, defer_build=True)
 
 
 class Value(_Strict, Generic[T]):

@@ -7,7 +7,6 @@ import json
 import os
 import pty
 import re
-import resource
 import shutil
 import struct
 import subprocess
@@ -220,18 +219,11 @@ finally:
 """
 
 
-def test_a_plan_takes_half_a_second_and_no_torch(here: Path) -> None:
+def test_a_plan_imports_nothing_heavy(here: Path) -> None:
+    """What it takes in seconds is tests/benchmarks/start.py's to tell."""
     _model(here, "llama-3.1-405b")
     done = subprocess.run([sys.executable, "-c", _WITHOUT], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout == "\n"
-    taken = []
-    for _ in range(5):
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        assert _sparkctl("plan", "serve.yaml", env=dict(os.environ)).returncode == 0
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        taken.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
-    # Half a second is meant for a quiet machine: a busy one doubles processor time.
-    assert min(taken) <= 1.0, taken
 
 
 @pytest.mark.parametrize("columns", [80, 120])
