@@ -17,10 +17,11 @@ from cluster.record import PairRecord
 from cluster.transfer import End, Helper, Watch
 from cluster.transfer.manifest import Manifest
 from cluster.transport import Transport
+from cluster.transport.local import LocalTransport
 from launch import hub_files, placement
 from launch.origin import HERE, Origin
 from launch.placement import Placement
-from launch.split import Cut
+from launch.split import Cut, whole
 
 FOLDER = "halves"
 
@@ -108,6 +109,17 @@ def place(wants: Wants, cuts: Mapping[str, Cut], nodes: Sequence[Site], watch: W
     with ThreadPoolExecutor(max(1, len(targets))) as pool:
         made = list(pool.map(lambda site: _on(site, wants, cuts[site.name], nodes, watch), targets))
     return {site.name: placed for site, placed in zip(targets, made, strict=True)}
+
+
+def fetch_here(model: Origin, layers: int, node: str, watch: Watch) -> str:
+    """Have all of a model of the hub's lie on this machine; returns the folder.
+
+    Raises:
+        RefusedError: this machine has not the room.
+        FailedError: the hub was lost; what has arrived is kept for the next attempt.
+    """
+    site = Site(End(LocalTransport(node), ()))
+    return _one(site, model, lambda: placement.of_model(model.contents, whole(layers), model.checksums), (), watch)
 
 
 def _on(site: Site, wants: Wants, cut: Cut, nodes: Sequence[Site], watch: Watch) -> Placed:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -101,7 +101,9 @@ def prepare(
     assert not isinstance(wanted, CommandRecipe)  # refused above
     if pair is None or inventory.embedded:
         boxes = _boxes(planning.nodes_of(wanted, inventory), inventory, None)
-        prepared = _plan(wanted, model_card.read(Path(wanted.base_model)), inventory, source, boxes)
+        fetched = _from_hub(wanted.base_model)
+        card = fetched.model.card() if fetched else model_card.read(Path(wanted.base_model))
+        prepared = _plan(wanted, card, inventory, source, boxes, fetched)
     else:
         from launch import supply
 
@@ -145,6 +147,15 @@ def survey(
     return _plan(wanted, card, inventory, source, boxes)
 
 
+def _from_hub(model: str) -> Wants | None:
+    """What the embedded pair has to fetch first; None: the model lies here."""
+    if not hub.is_id(model) or Path(model).is_dir():
+        return None
+    from launch import supply
+
+    return supply.from_hub(model)
+
+
 def _plan(
     wanted: FinetuneRecipe | InferenceRecipe,
     card: ModelCard,
@@ -158,14 +169,14 @@ def _plan(
     if is_here:
         _check_tokenizer(card.folder)
     adapter: tuple[int, ...] = ()
-    if wants is not None:
+    if wants is not None and wants.adapters is not None:
         from launch import supply
 
         adapter = supply.adapter_elements(wants.adapters, card.layers)
     elif isinstance(wanted, InferenceRecipe) and wanted.adapter_path is not None:
         adapter = model_card.adapter_elements(Path(wanted.adapter_path), card.layers)
     made = planning.plan(wanted, card, boxes, adapter=adapter)
-    if is_here and isinstance(wanted, FinetuneRecipe):
+    if (is_here or inventory.embedded) and isinstance(wanted, FinetuneRecipe):
         for dataset in wanted.datasets:
             for _ in rows.read(Path(dataset.path), dataset.type):
                 pass
@@ -216,7 +227,7 @@ def start(
         version=version,
         recipe=prepared.recipe.model_dump(mode="json"),
         layers=prepared.card.layers,
-        ranks=tuple(_rank(prepared, planned, pair.record, placed.get(planned.node)) for planned in prepared.plan.ranks),
+        ranks=tuple(_rank(prepared, planned, pair.record, placed[planned.node]) for planned in prepared.plan.ranks),
         master_addr="127.0.0.1",
         embedded=inventory.embedded,
         link=reach.link(inventory, pair.record) if len(prepared.plan.ranks) > 1 else None,
@@ -237,32 +248,42 @@ def _held(rows: Sequence[Row]) -> Iterator[Held]:
 
 
 def _place(prepared: Prepared, pair: PairHandle, watch: Callable[[Progress], None]) -> dict[str, Placed]:
-    """Where everything lies on each node, once it does; nothing for the embedded pair, which reads what the recipe names."""
-    if prepared.wants is None or pair.record is None:
-        return {}
+    """Where everything lies on each node, once it does."""
     from launch import halves
 
+    if pair.record is None:  # the ranks are on this machine, and read what the recipe names
+        named, nodes = _as_named(prepared.recipe), [planned.node for planned in prepared.plan.ranks]
+        if prepared.wants is not None:
+            model = halves.fetch_here(prepared.wants.model, prepared.card.layers, nodes[0], watch)
+            named = replace(named, model=model)
+        return dict.fromkeys(nodes, named)
+    assert prepared.wants is not None
     sites = halves.sites(pair.record, [pair.transport(node.name) for node in prepared.inventory.nodes])
     cuts = {planned.node: planned.cut for planned in prepared.plan.ranks}
     return halves.place(prepared.wants, cuts, sites, watch)
 
 
-def _rank(prepared: Prepared, planned: RankPlan, record: PairRecord | None, placed: Placed | None) -> RankSpec:
-    """A rank, whose node has everything where the recipe says, or where it was placed."""
+def _as_named(wanted: FinetuneRecipe | InferenceRecipe) -> Placed:
+    from launch.halves import Placed
+
+    adapter = wanted.adapter_path if isinstance(wanted, InferenceRecipe) else None
+    data = tuple(dataset.path for dataset in wanted.datasets) if isinstance(wanted, FinetuneRecipe) else ()
+    return Placed(wanted.base_model, data, {adapter: adapter} if adapter else {})
+
+
+def _rank(prepared: Prepared, planned: RankPlan, record: PairRecord | None, placed: Placed) -> RankSpec:
+    """A rank, whose node has everything where it was placed."""
     from launch import reach
     from launch.spec import RankSpec
 
-    wanted = prepared.recipe
-    adapter = wanted.adapter_path if isinstance(wanted, InferenceRecipe) else None
-    data = tuple(dataset.path for dataset in wanted.datasets) if isinstance(wanted, FinetuneRecipe) else ()
     return RankSpec(
         rank=planned.rank,
         node=planned.node,
         start=planned.cut.start,
         end=planned.cut.end,
-        model=placed.model if placed else wanted.base_model,
-        adapters=placed.adapters if placed else {adapter: adapter} if adapter else {},
-        datasets=placed.datasets if placed else data,
+        model=placed.model,
+        adapters=placed.adapters,
+        datasets=placed.datasets,
         memory=planned.box.usable,
         needed=planned.memory.total,
         environment=reach.environment(prepared.inventory, record, planned.rank, planned.node, len(prepared.plan.ranks)),

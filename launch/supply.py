@@ -27,11 +27,7 @@ def find(wanted: FinetuneRecipe | InferenceRecipe, nodes: Sequence[Transport], *
         FailedError: a node or the hub cannot be asked.
     """
     model = origin.find(wanted.base_model, nodes, local=local)
-    if not any(name in model.contents.files for name in _TOKENIZERS):
-        raise WrongInputError(
-            f"{model.contents.path}: no tokenizer in it (tokenizer.json)",
-            "copy the tokenizer of the model it came from",
-        )
+    _check_tokenizer(model)
     datasets: tuple[Origin, ...] = ()
     adapters: dict[str, Origin] = {}
     if isinstance(wanted, FinetuneRecipe):
@@ -43,6 +39,28 @@ def find(wanted: FinetuneRecipe | InferenceRecipe, nodes: Sequence[Transport], *
     elif wanted.adapter_path is not None:
         adapters[wanted.adapter_path] = origin.find(wanted.adapter_path, nodes, local=local, what="adapter")
     return Wants(model, datasets, adapters)
+
+
+def from_hub(repository: str) -> Wants:
+    """A model of the hub's, for ranks that read all else where the recipe says.
+
+    Raises:
+        WrongInputError: there is no such model, or it is not what it should be.
+        FailedError: it is gated, or the hub cannot be reached.
+    """
+    from launch import hub_files
+
+    model = hub_files.origin(repository)
+    _check_tokenizer(model)
+    return Wants(model)
+
+
+def _check_tokenizer(model: Origin) -> None:
+    if not any(name in model.contents.files for name in _TOKENIZERS):
+        raise WrongInputError(
+            f"{model.contents.path}: no tokenizer in it (tokenizer.json)",
+            "copy the tokenizer of the model it came from",
+        )
 
 
 def adapter_elements(adapters: Mapping[str, Origin] | None, layers: int) -> tuple[int, ...]:
