@@ -127,7 +127,7 @@ def survey(
     """Lay a model out without starting anything: its weights need not be there, nor need it fit.
 
     Args:
-        pair: one that has been made, whose nodes are asked what memory they have.
+        pair: one that has been made, whose nodes are asked what memory they have, and for a model that is not here.
         memory: plan for boxes of so many GiB instead of the inventory's.
 
     Raises:
@@ -140,6 +140,12 @@ def survey(
     folder = Path(wanted.base_model)
     if hub.is_id(wanted.base_model) and not folder.is_dir():
         card = hub.read(wanted.base_model)
+    elif pair is not None and not folder.exists():
+        from launch import origin
+
+        there = [pair.transport(node.name) for node in inventory.nodes]
+        local = next((node.name for node in inventory.nodes if node.is_local), None)
+        card = origin.find(wanted.base_model, there, local=local).card()
     else:
         card = model_card.read(folder, needs_weights=False)
     nodes = planning.nodes_of(wanted, inventory)

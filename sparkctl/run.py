@@ -40,17 +40,19 @@ _overrides = click.option(
 def plan(options: Options, recipe: Path, overrides: tuple[str, ...], memory: float | None) -> int:
     """Show whether the model of RECIPE fits, who holds what, and how fast it will be; nothing is started.
 
-    The weights need not be there: a folder with config.json, or a model on the hub, will do. Exit status 3: it does not fit.
+    The weights need not be there: a folder with config.json, here or on a node, or a model on the hub, will do.
+
+    Exit status 3: it does not fit.
     """
     from cluster import record
     from launch import start
 
     inventory = options.inventory()
-    if inventory.embedded or memory is not None or record.load(inventory) is None:
+    if inventory.embedded or record.load(inventory) is None:
         prepared = start.survey_file(recipe, overrides, inventory, memory=memory)
     else:
         with options.pair() as pair:
-            prepared = start.survey_file(recipe, overrides, inventory, pair)
+            prepared = start.survey_file(recipe, overrides, inventory, pair, memory=memory)
     _show_all(options, prepared, asked=memory)
     return 0 if prepared.plan.fits else 3
 
