@@ -17,6 +17,7 @@ from launch.precision import Precision
 from launch.recipe import CommandRecipe, FinetuneRecipe, InferenceRecipe, Recipe
 from launch.speed import Clock, ServingSpeed, TrainingSpeed
 from launch.split import Cut, balance, has_room, whole
+from launch.strategies import ALL, Choice, Option, choose
 from launch.workload import Serving, Training, Workload
 
 GIB = 2**30
@@ -63,7 +64,7 @@ class Plan:
     """Who holds what and how fast it will be.
 
     `ways` change the recipe: where it fits, to the largest that still would; where not, so that it would.
-    `speed` is None where nothing is known of the boxes' speeds.
+    `speed` is None where nothing is known of the boxes' speeds, `choice` where the recipe left none.
     """
 
     strategy: str
@@ -73,6 +74,7 @@ class Plan:
     speed: ServingSpeed | TrainingSpeed | None
     ways: tuple[Way, ...]
     assumptions: tuple[str, ...]
+    choice: Choice | None = None
 
     @property
     def fits(self) -> bool:
@@ -107,9 +109,13 @@ def plan(
         WrongInputError: it has fewer layers than there are boxes, or its configuration lacks what the plan needs.
     """
     _check_lengths(recipe, card)
-    strategy = recipe.strategy if recipe.strategy in _SHARDS and len(boxes) > 1 else "pipeline"
     work = workload.of_recipe(recipe, adapter)
     precision = workload.precision(recipe, card, cuda=boxes[0].cuda)
+    choice = None
+    strategy: str = recipe.strategy if recipe.strategy in _SHARDS and len(boxes) > 1 else "pipeline"
+    if isinstance(recipe, FinetuneRecipe) and recipe.strategy == "auto" and len(boxes) > 1:
+        choice = _choice(recipe, card, work, precision, boxes)
+        strategy = choice.strategy
     ranks = _Layout(card, work, precision, boxes, strategy).ranks()
     fits = all(rank.headroom >= 0 for rank in ranks)
 
@@ -125,7 +131,22 @@ def plan(
         _speed(card, work, precision, ranks, strategy),
         advice.room(recipe, card, would_fit) if fits else advice.ways_out(recipe, would_fit),
         advice.assumptions(card, work, precision, boxes),
+        choice,
     )
+
+
+def _choice(
+    recipe: FinetuneRecipe, card: ModelCard, work: Workload, precision: Precision, boxes: Sequence[Box]
+) -> Choice:
+    options = []
+    for name in ALL:
+        missing = _missing(recipe.model_copy(update={"strategy": name}))
+        ranks = _Layout(card, work, precision, boxes, name).ranks()
+        predicted = _speed(card, work, precision, ranks, name)
+        step = predicted.step if isinstance(predicted, TrainingSpeed) else None
+        options.append(Option(name, missing[0] if missing else "", -min(rank.headroom for rank in ranks), step))
+    shared = any(box.ranks > 1 for box in boxes)
+    return choose(options, shared=shared, quantized=bool(precision.quantized))
 
 
 class _Layout:

@@ -20,6 +20,7 @@ from sparkctl import show
 if TYPE_CHECKING:
     from launch.plan import Plan, RankPlan
     from launch.start import Prepared
+    from launch.strategies import Choice
 
 # What a node's memory is for, in the order of the bar: the field, its name on the screen, its colour.
 _USES = (
@@ -47,10 +48,16 @@ def print_plan(prepared: Prepared) -> None:
     click.echo("\n".join(line.rstrip() for line in captured.get().splitlines()))
 
 
+def print_choice(choice: Choice) -> None:
+    """Print what `auto` has come to, and what each strategy would have taken."""
+    show.print_table(_strategies(choice))
+
+
 def screen(prepared: Prepared) -> Group:
     """All of a plan."""
     plan = prepared.plan
-    return Group(_dim(_work(prepared)), "", _memory(plan), "", _speeds(plan), "", _grounds(plan))
+    chosen: list[Table | str] = [_strategies(plan.choice), ""] if plan.choice is not None else []
+    return Group(_dim(_work(prepared)), "", _memory(plan), "", _speeds(plan), "", *chosen, _grounds(plan))
 
 
 def title(prepared: Prepared) -> str:
@@ -142,6 +149,21 @@ def _speeds(plan: Plan) -> Table:
     return table
 
 
+def _strategies(choice: Choice) -> Table:
+    table = _grid()
+    table.add_row(_dim("strategy"), Text(f"{choice.strategy}: {choice.reason}"))
+    for option in choice.options:
+        if option.absent:
+            found = f"{option.absent.replace(chr(96), '')} is not in this version"
+        else:
+            step = "" if option.step is None else f"{_time(option.step)} a step"
+            lacking = f"{show.size(option.lacking)} too much" if option.lacking > 0 else ""
+            found = ", ".join(part for part in (step, lacking) if part) or "fits"
+        chosen = option.strategy == choice.strategy
+        table.add_row(Text(f"  {option.strategy}", style="bold" if chosen else ""), found)
+    return table
+
+
 def _grounds(plan: Plan) -> Table:
     table = _grid()
     ways = [way.text.replace("`", "") for way in plan.ways]
@@ -220,6 +242,7 @@ def document(prepared: Prepared) -> dict[str, object]:
             for part in card.stack
         ],
         "strategy": plan.strategy,
+        "choice": None if plan.choice is None else asdict(plan.choice),
         "precision": asdict(plan.precision),
         "embedded": prepared.inventory.embedded,
         "fits": plan.fits,

@@ -146,11 +146,13 @@ def started(
 def _show(options: Options, prepared: Prepared) -> None:
     if options.quiet or options.json:
         return
-    from sparkctl import show
+    from sparkctl import planview, show
 
     click.echo(show.banner(prepared.inventory, ranks=len(prepared.plan.ranks)))
     click.secho(show.title(prepared), bold=True)
     show.print_table(show.plan_table(prepared))
+    if prepared.plan.choice is not None:
+        planview.print_choice(prepared.plan.choice)
 
 
 def _show_all(options: Options, prepared: Prepared, *, asked: float | None = None) -> None:

@@ -43,6 +43,7 @@ max_steps: 12
 eval_steps: 6
 learning_rate: 0.005
 warmup_ratio: 0.1
+strategy: pipeline
 """
 # What stands on PYTHONPATH before ours: ROS 2 has a `launch`, and anybody may have a `cluster`.
 STRANGERS = ("launch", "cluster")

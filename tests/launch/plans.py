@@ -32,8 +32,9 @@ def serve(**changes: Any) -> InferenceRecipe:
 
 
 def tune(**changes: Any) -> FinetuneRecipe:
-    """QLoRA on samples of 512 tokens."""
+    """QLoRA in a pipeline, on samples of 512 tokens."""
     data = {"kind": "finetune", "name": "tune", "base_model": "/models/m", "adapter": "qlora", "sequence_len": 512}
+    data["strategy"] = "pipeline"
     made = parse_dump({**data, "datasets": [{"path": "a.jsonl", "type": "qa"}], **changes})
     assert isinstance(made, FinetuneRecipe)
     return made

@@ -127,7 +127,7 @@ WRONG: dict[str, tuple[Callable[[Path], None], tuple[str, ...]]] = {
     ),
 }
 REFUSED: dict[str, tuple[Callable[[Path], None], tuple[str, ...]]] = {
-    "zero3": (_recipe("adapter: lora", "adapter: lora\nstrategy: zero3"), ("strategy: zero3", "strategy: pipeline")),
+    "zero3": (_recipe("strategy: pipeline", "strategy: zero3"), ("strategy: zero3", "strategy: pipeline")),
 }
 
 
