@@ -167,10 +167,7 @@ class Leader:
             tuple(self._opening(opening) for opening in step.openings),
             0 if any(part.running.scored and not part.running.drawn for part in step.parts) else 1,
         )
-        ids = torch.zeros(len(step.parts), sent.length, dtype=torch.int64)
-        for index, part in enumerate(step.parts):
-            tokens = part.running.at(part.start, part.count)
-            ids[index, sent.length - part.count :] = torch.tensor(tokens)
+        ids = _ids(step, sent.length)
         if self._link.world == 1:
             self._flights.append(_Flight(step, sent, tops, None, self._runner.run(sent, ids.to(self._stage.device))))
             return
@@ -271,6 +268,12 @@ class Follower:
                 self._beat()
             elif order == Order.IDLE:
                 self._rest()
+
+
+def _ids(step: Step, length: int) -> torch.Tensor:
+    """[rows, length], each row's tokens at its end."""
+    rows = [[0] * (length - part.count) + part.running.at(part.start, part.count) for part in step.parts]
+    return torch.tensor(rows, dtype=torch.int64)
 
 
 def _row(part: Part) -> WireRow:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import torch
 import torch.distributed as dist
 
+from launch.agent.report import pulse
 from launch.inference.wire import HEADER, Order, WireStep
+from launch.shard.buffers import Ring
 from launch.shard.handoff import Handoff
 from launch.shard.stage import Stage
 
@@ -14,13 +16,25 @@ HEADER_TAG, STEP_TAG, HIDDEN_TAG, REPLY_TAG = range(4)
 
 
 class Link:
-    """One rank's side of it. Both sides remember each group's last step, so that going on takes a header alone."""
+    """One rank's side of it. Both sides remember each group's last step, so that going on takes a header alone.
+
+    As many steps are in flight as there are stages, so as many buffers of each kind take turns. The next header is awaited before a
+    step is worked on: what is sent to someone who waits already needs no round trip.
+    """
 
     def __init__(self, stage: Stage) -> None:
         self.handoff = Handoff(stage.device, alone=stage.cut.whole)
         self.world = self.handoff.world
         self._stage = stage
         self._last: dict[int, WireStep] = {}
+        # Headers come without an answer too, when nothing is asked.
+        self._headers, self._steps, self._replies = (
+            Ring(CPU, 2 * self.world),
+            Ring(CPU, self.world),
+            Ring(CPU, self.world),
+        )
+        self._hidden = Ring(stage.device, self.world)
+        self._header: tuple[dist.Work, torch.Tensor] | None = None
 
     def announce(self, step: WireStep) -> None:
         """Tell the next stage what comes; its hidden states follow with `hand_on`."""
@@ -31,7 +45,7 @@ class Link:
         else:
             numbers = step.pack()
             self._send(Order.STEP, step.group, len(numbers))
-            self.handoff.send_forward(numbers, tag=STEP_TAG)
+            self.handoff.send_forward(numbers, STEP_TAG, self._steps)
 
     def signal(self, order: Order) -> None:
         """Send a header alone."""
@@ -39,25 +53,28 @@ class Link:
 
     def hand_on(self, hidden: torch.Tensor) -> None:
         """Send hidden states [rows, tokens, hidden]; returns at once."""
-        self.handoff.send_forward(hidden, tag=HIDDEN_TAG)
+        self.handoff.send_forward(hidden, HIDDEN_TAG, self._hidden)
 
     def await_reply(self, size: int) -> tuple[dist.Work, torch.Tensor]:
         """Start to receive what the last stage returns of a step."""
-        return self.handoff.await_back((size,), torch.float64, tag=REPLY_TAG)
+        return self.handoff.await_back((size,), torch.float64, REPLY_TAG, self._replies)
 
     def reply(self, numbers: torch.Tensor) -> None:
         """Return what was drawn to the first stage."""
-        self.handoff.return_tokens(numbers, tag=REPLY_TAG)
+        self.handoff.return_tokens(numbers, REPLY_TAG, self._replies)
 
     def next(self) -> tuple[Order, WireStep | None]:
         """Wait for the next header, and for what its step consists of."""
-        header = self.handoff.recv_forward((HEADER,), torch.int64, device=CPU, tag=HEADER_TAG)
-        order, group, length, _ = (int(value) for value in header)
+        work, header = self._header or self._await_header()
+        work.wait()
+        pulse()
+        order, group, length, _ = header.tolist()
+        self._header = None if order == Order.END else self._await_header()
         if order == Order.AGAIN:
             self._last[group] = self._last[group].again()
             return Order.AGAIN, self._last[group]
         if order == Order.STEP:
-            numbers = self.handoff.recv_forward((length,), torch.float64, device=CPU, tag=STEP_TAG)
+            numbers = self.handoff.recv_forward((length,), torch.float64, device=CPU, tag=STEP_TAG, ring=self._steps)
             self._last[group] = WireStep.unpack(numbers)
             return Order.STEP, self._last[group]
         return Order(order), None
@@ -65,12 +82,16 @@ class Link:
     def hidden(self, step: WireStep) -> torch.Tensor:
         """Wait for the hidden states of a step."""
         shape = (len(step.rows), step.length, self._stage.hidden_size)
-        return self.handoff.recv_forward(shape, self._stage.dtype, tag=HIDDEN_TAG)
+        return self.handoff.recv_forward(shape, self._stage.dtype, tag=HIDDEN_TAG, ring=self._hidden)
 
     def flush(self) -> None:
         """Wait until everything has left."""
-        self.handoff.flush()
+        for ring in (self._headers, self._steps, self._hidden, self._replies):
+            ring.flush()
+
+    def _await_header(self) -> tuple[dist.Work, torch.Tensor]:
+        return self.handoff.await_forward((HEADER,), torch.int64, HEADER_TAG, self._headers)
 
     def _send(self, order: Order, group: int, length: int) -> None:
         if self.world > 1:
-            self.handoff.send_forward(torch.tensor([order, group, length, 0]), tag=HEADER_TAG)
+            self.handoff.send_forward(torch.tensor([order, group, length, 0]), HEADER_TAG, self._headers)

@@ -139,6 +139,8 @@ class Runner:
             for offset in range(row.scores):  # such a row is alone, and all its positions have logits
                 token = drawn.row.prompt[row.start + offset + 1]
                 numbers += wire.told(token, logits[index, offset], drawn.prompt_top)
-            if row.draws:
+            if row.draws and drawn.top < 0:
+                numbers.append(tokens[index])
+            elif row.draws:
                 numbers += wire.told(tokens[index], logits[index, -1], drawn.top)
         return numbers

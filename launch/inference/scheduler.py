@@ -1,13 +1,13 @@
 """Which sequences take which step: pure, without torch.
 
 Sequences live in groups, as many as there are stages, and a group's sequences decode together: while one group is on the second
-stage, the other is on the first. Prompts are read in chunks, and between two chunks whoever decodes has a turn.
+stage, the other is on the first. Prompts are read in chunks, and between two chunks everybody who decodes has a turn.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 
 # A shared beginning shorter than this is not worth a slot that may serve a longer one.
@@ -110,7 +110,7 @@ class Scheduler:
         self._left: dict[int, tuple[int, tuple[int, ...]]] = {}  # what free slots still hold: adapter and tokens
         self._openings: list[Opening] = []
         self._turn = 0
-        self._read_last = False
+        self._owed: set[int] = set()  # the groups that have had no turn since the last chunk
         self._chunked: Running | None = None
 
     def add(self, running: Running) -> None:
@@ -136,11 +136,12 @@ class Scheduler:
         if self.in_flight >= self.groups:
             return None
         self._admit()
-        order = (self._decode, self._read) if self._read_last else (self._read, self._decode)
-        for choose in order:
-            parts = choose()
-            if parts:
-                return self._order(parts, read=choose == self._read)
+        if parts := self._decode(self._owed):
+            return self._order(parts, read=False)
+        if parts := self._read():
+            return self._order(parts, read=True)
+        if parts := self._decode(range(self.groups)):
+            return self._order(parts, read=False)
         return None
 
     def landed(self, step: Step, tokens: Iterable[int]) -> list[tuple[Running, int]]:
@@ -234,11 +235,13 @@ class Scheduler:
             self._chunked = None if last.draws else last.running
         return parts
 
-    def _decode(self) -> list[Part]:
+    def _decode(self, groups: Collection[int]) -> list[Part]:
         for group in range(self.groups):
             self._even_out(group)
         for offset in range(self.groups):
             group = (self._turn + offset) % self.groups
+            if group not in groups:
+                continue
             ready = [running for running in self.active if running.group == group and running.decodes]
             while ready and sum(running.tokens for running in self.active) > self.room and len(self.active) > 1:
                 self._put_aside(ready)
@@ -269,13 +272,14 @@ class Scheduler:
             ready.remove(last)
 
     def _order(self, parts: Sequence[Part], *, read: bool) -> Step:
-        self._read_last = read
+        group = parts[0].running.group
+        self._owed = set(range(self.groups)) if read else self._owed - {group}
         self.in_flight += 1
         for part in parts:
             part.running.given += part.count
             part.running.flying += 1
         openings, self._openings = tuple(self._openings), []
-        return Step(parts[0].running.group, tuple(parts), openings)
+        return Step(group, tuple(parts), openings)
 
     def _size(self, group: int) -> int:
         return sum(running.group == group for running in self.active)

@@ -44,12 +44,14 @@ class Place:
     def of(cls, slots: Sequence[int], starts: Sequence[int], counts: Sequence[int], device: torch.device) -> Place:
         """The place of rows that have `starts` tokens already and get `counts` more."""
         width = max(counts)
-        ends = torch.tensor([start + count for start, count in zip(starts, counts, strict=True)])
-        positions = ends[:, None] - width + torch.arange(width)
-        positions = torch.where(positions < torch.tensor(list(starts))[:, None], -1, positions)
+        positions = [
+            [-1] * (width - count) + list(range(start, start + count))
+            for start, count in zip(starts, counts, strict=True)
+        ]
         follows = all(b == a + 1 for a, b in pairwise(slots))
         run = slice(slots[0], slots[-1] + 1) if follows else None
-        return cls(torch.tensor(list(slots), device=device), positions.to(device), int(ends.max()), run)
+        longest = max(row[-1] for row in positions) + 1
+        return cls(torch.tensor(list(slots), device=device), torch.tensor(positions, device=device), longest, run)
 
     def rows(self, kept: torch.Tensor) -> torch.Tensor:
         """The rows of this step out of [slots, ...]."""
@@ -223,7 +225,7 @@ class Slots:
 def full_mask(place: Place, dtype: torch.dtype) -> torch.Tensor:
     """[rows, 1, tokens, longest], added to scores: 0 where a token sees a position, else the type's lowest number."""
     columns = torch.arange(place.longest, device=place.positions.device)
-    return _added(columns <= place.positions[:, :, None], dtype)
+    return _added(columns > place.positions[:, :, None], dtype)
 
 
 def window_mask(place: Place, layer: WindowSlots, dtype: torch.dtype) -> torch.Tensor:
@@ -237,7 +239,7 @@ def window_mask(place: Place, layer: WindowSlots, dtype: torch.dtype) -> torch.T
     if not single:
         own = place.positions[:, None, :]
         seen = torch.cat([seen, (own >= 0) & (own <= queries) & (own > queries - layer.window)], dim=2)
-    return _added(seen, dtype)
+    return _added(~seen, dtype)
 
 
 def _starts(positions: torch.Tensor) -> torch.Tensor:
@@ -245,6 +247,6 @@ def _starts(positions: torch.Tensor) -> torch.Tensor:
     return positions.where(positions >= 0, torch.iinfo(positions.dtype).max).amin(dim=1)
 
 
-def _added(seen: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    mask = torch.zeros(seen.shape, dtype=dtype, device=seen.device)
-    return mask.masked_fill_(~seen, torch.finfo(dtype).min)[:, None]
+def _added(hidden: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    mask = torch.zeros(hidden.shape, dtype=dtype, device=hidden.device)
+    return mask.masked_fill_(hidden, torch.finfo(dtype).min)[:, None]

@@ -19,6 +19,7 @@ class Text:
         self._keep_special = keep_special
         self._tokens: list[int] = []
         self._window = self._told = 0  # where the window starts, and up to where tokens have been told
+        self._before = ""  # the text of the window's tokens that have been told
         self._held = ""
         self.stopped = False
 
@@ -26,12 +27,12 @@ class Text:
         """The text that `token` completes, which may be none; with `last` all that was held back. None: no token of the text."""
         if token is not None:
             self._tokens.append(token)
-        before = self._decode(self._tokens[self._window : self._told])
         text = self._decode(self._tokens[self._window :])
         if not text.endswith("\ufffd") or last:
-            piece = text[len(before) :]
+            piece = text[len(self._before) :]
             if piece:
                 self._window, self._told = self._told, len(self._tokens)
+                self._before = self._decode(self._tokens[self._window :])
             self._held += piece
         found = [self._held.find(stop) for stop in self._stop if stop in self._held]
         if found:

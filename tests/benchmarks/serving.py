@@ -132,6 +132,7 @@ def first_tokens(rank: int, folder: Path) -> list[float]:
     pin(rank)
     engine = Rank(load(folder, rank, 2), rank, slots=4, chunk=CHUNK, longest=20 * CHUNK)
     ratios = []
+    engine.ask(prompts(1, 16 * CHUNK), [2])  # the first step of all takes many times as long
     for turn in range(REPEATS + 1):
         chunk = engine.ask(prompts(1, CHUNK, 100 + turn), [1]).seconds if rank == 0 else 0.0
         if rank == 0:

@@ -50,6 +50,30 @@ def test_a_long_prompt_is_read_in_chunks_and_decoding_has_a_turn_after_each() ->
     assert all(a != b for a, b in pairwise(steps)), steps
 
 
+def test_nobody_who_decodes_waits_for_more_than_one_chunk_between_two_tokens() -> None:
+    made = scheduler()
+    names = ["one", "two", "three"]  # in both groups
+    for number, name in enumerate(names):
+        made.add(sequence(name, 4, first=1000 * number))
+    until_decoding(made, *names)
+    made.add(sequence("long", 320, first=500))
+    chunks_since = dict.fromkeys(names, 0)
+    flights: list[Step] = []
+    chunks = 0
+    while chunks < 20:
+        while (step := made.next()) is not None:
+            flights.append(step)
+            for part in step.parts:
+                if part.running.id == "long":
+                    chunks += 1
+                    chunks_since = {name: count + 1 for name, count in chunks_since.items()}
+                else:
+                    chunks_since[part.running.id] = 0
+            assert max(chunks_since.values()) <= 1, chunks_since
+        assert len(flights) == 2, "both stages have work"
+        land(made, flights.pop(0))
+
+
 def test_a_short_prompt_has_its_turn_after_one_chunk_of_a_long_one() -> None:
     made = scheduler()
     made.add(sequence("long", 160, first=500))
