@@ -62,6 +62,7 @@ class Leader:
     Args:
         slots: how many sequences run at once.
         chunk: how many tokens one step has at most.
+        room: how many tokens all slots may hold together, where that is less than they could.
         adapters: the number of each adapter's name, and who has a row computed with it.
         stop: the model's own end marks.
         beat, rest: told when a step was made, and when there is nothing to do.
@@ -76,6 +77,7 @@ class Leader:
         slots: int,
         chunk: int,
         stop: frozenset[int],
+        room: int | None = None,
         adapters: Mapping[str, int] | None = None,
         chooser: Chooser | None = None,
         beat: Callable[[], None] = lambda: None,
@@ -88,7 +90,7 @@ class Leader:
             slots,
             groups=self._link.world,
             budget=chunk,
-            room=slots * intake.limits.max_model_len,
+            room=room or slots * intake.limits.max_model_len,
             shares=self._runner.shares,
             packs=self._runner.packs,
         )

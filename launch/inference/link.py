@@ -86,8 +86,17 @@ class Link:
 
     def flush(self) -> None:
         """Wait until everything has left."""
-        for ring in (self._headers, self._steps, self._hidden, self._replies):
+        for ring in self._rings:
             ring.flush()
+
+    @property
+    def buffers(self) -> set[int]:
+        """Addresses of all memory that is sent from and received into."""
+        return {address for ring in self._rings for address in ring.addresses}
+
+    @property
+    def _rings(self) -> tuple[Ring, ...]:
+        return self._headers, self._steps, self._hidden, self._replies
 
     def _await_header(self) -> tuple[dist.Work, torch.Tensor]:
         return self.handoff.await_forward((HEADER,), torch.int64, HEADER_TAG, self._headers)

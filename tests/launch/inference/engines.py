@@ -66,6 +66,7 @@ def serve(
     longest: int = LONGEST,
     stop: frozenset[int] = frozenset(),
     adapters: Any = None,
+    room: int | None = None,
 ) -> Heard:
     """Run an engine, on rank 0 for as long as `ask` takes."""
     heard = Heard()
@@ -75,7 +76,15 @@ def serve(
     names = {} if adapters is None else adapters.numbers
     intake = Intake(Limits(max_model_len=longest, max_waiting=1000, vocabulary=264, adapters=tuple(names)))
     leader = Leader(
-        loaded, intake, models.tokenizer(), slots=slots, chunk=chunk, stop=stop, adapters=names, chooser=adapters
+        loaded,
+        intake,
+        models.tokenizer(),
+        slots=slots,
+        chunk=chunk,
+        stop=stop,
+        room=room,
+        adapters=names,
+        chooser=adapters,
     )
     thread = threading.Thread(target=leader.run)
     thread.start()
