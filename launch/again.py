@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import secrets
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cluster import code
-from cluster.errors import RefusedError, WrongInputError
+from cluster.errors import RefusedError, SparkctlError, WrongInputError
 from launch import job, reach
 from launch.spec import JobSpec
 
@@ -57,6 +58,52 @@ def start(old: JobSpec, pair: PairHandle, *, version: str, force: bool = False) 
         WrongInputError: a secret that it had is not in the inventory.
         FailedError: a node cannot be reached, or cannot do it; nothing of the job is left then.
     """
+    given = _same(old, pair, force=force)
+    spec = old.model_copy(
+        update={
+            "id": job.new_id(str(old.recipe["name"]), {row.id for row in pair.rows()[0]}),
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "version": version,
+            "link": reach.link(pair.inventory, pair.record) if old.link is not None else None,
+        }
+    )
+    return pair.launch(spec, secrets.token_urlsafe(32), given)
+
+
+def resume(job: JobHandle, pair: PairHandle, *, force: bool = False) -> None:
+    """Start a job that was stopped or has failed once more, as the same job: a fine-tune from its last complete checkpoint.
+
+    Args:
+        force: with other code than it had, too.
+
+    Raises:
+        RefusedError: it runs, or there is nothing to go on with; or see `start`.
+        WrongInputError, FailedError: see `start`; what was begun on one node ends by itself.
+    """
+    state = job.state()
+    if not state.ended:
+        raise RefusedError(f"job {job.id} is {state.state}", f"sparkctl logs -f {job.id}")
+    if state.state == "succeeded":
+        raise RefusedError(f"job {job.id} has succeeded: it has nothing left to do", f"sparkctl run --again {job.id}")
+    if job.spec.requests:
+        raise RefusedError(f"job {job.id} only answered questions", "ask them again: `sparkctl ask`")
+    given = _same(job.spec, pair, force=force)
+    ranks = {job.node_of(rank.rank): rank.rank for rank in job.spec.ranks}
+    attempt = 1 + max(job.look({}, rank)[0].attempt for rank in ranks.values())
+    try:
+        for node in job.nodes:
+            node.ask("resume", id=job.id, attempt=attempt)
+        for node in reversed(job.nodes):
+            node.ask("start", id=job.id, secrets=given, unit=not pair.inventory.embedded)
+    except BaseException:
+        for node in job.nodes:
+            with contextlib.suppress(SparkctlError):
+                node.ask("stop", id=job.id, now=True)
+        raise
+
+
+def _same(old: JobSpec, pair: PairHandle, *, force: bool) -> dict[str, str]:
+    """Refuse what would not be the same job; returns the secrets that it had."""
     pair.connect()
     pair.refuse_old_code()
     now = code.own().hash
@@ -71,12 +118,4 @@ def start(old: JobSpec, pair: PairHandle, *, version: str, force: bool = False) 
         raise WrongInputError(
             f"job {old.id} had {', '.join(lacking)}, whose value stands nowhere", "put it into the inventory's `env`"
         )
-    spec = old.model_copy(
-        update={
-            "id": job.new_id(str(old.recipe["name"]), {row.id for row in pair.rows()[0]}),
-            "created": datetime.now(UTC).isoformat(timespec="seconds"),
-            "version": version,
-            "link": reach.link(pair.inventory, pair.record) if old.link is not None else None,
-        }
-    )
-    return pair.launch(spec, secrets.token_urlsafe(32), {name: given[name] for name in old.secrets})
+    return {name: given[name] for name in old.secrets}

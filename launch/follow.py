@@ -9,9 +9,11 @@ import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 from cluster.errors import FailedError
+from launch import log_times
 from launch.handle import JobHandle, LocalNode
 from launch.job import JobState
 
@@ -39,6 +41,11 @@ class Tail:
         self._job = job
         self._name = name
         self._offset = 0
+        self._cut = False  # whether what comes next may begin in the middle of a line, which is not told then
+
+    def skip(self, offset: int) -> None:
+        """Pass over so many bytes, and what is left then of the line that they end in."""
+        self._offset, self._cut = max(0, offset - 1), offset > 0
 
     def look(self, *, rest: bool = False) -> tuple[JobState, list[str]]:
         """The job's state there, and the complete lines added since the last call; none while the file is not there yet.
@@ -54,6 +61,8 @@ class Tail:
                 break
         complete = data if rest or state.ended else data[: data.rfind(b"\n") + 1]
         self._offset += len(complete)
+        if self._cut and complete:
+            complete, self._cut = complete.partition(b"\n")[2], False
         return state, _split(complete)
 
 
@@ -102,6 +111,14 @@ def follow(job: JobHandle, name: str, lost: Callable[[FailedError], None] = lamb
 def pause(job: JobHandle) -> float:
     """Seconds between two looks."""
     return POLL if isinstance(job.head, LocalNode) else POLL_AFAR
+
+
+def skip_before(tail: Tail, job: JobHandle, since: datetime) -> None:
+    """Have a rank's log begin with what was printed after a time."""
+    name, notes = log_times.name_of(tail.rank), b""
+    while piece := job.look({name: len(notes)}, tail.rank)[1][name]:
+        notes += piece
+    tail.skip(log_times.offset(notes.decode("ascii", "replace"), since))
 
 
 def last_lines(job: JobHandle, rank: int, count: int = 8) -> Sequence[str]:

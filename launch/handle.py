@@ -8,7 +8,7 @@ import json
 import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import Any, Protocol, Self
 
@@ -95,7 +95,7 @@ class RemoteNode:
 
 @dataclass(frozen=True)
 class Row:
-    """A job as a node tells of it; of a damaged one only `error`."""
+    """A job as a node tells of it; of a damaged one only `error`. `memory`: bytes that its ranks hold now, by node."""
 
     id: str
     node: str
@@ -103,6 +103,7 @@ class Row:
     state: JobState | None
     last: Mapping[str, Any] = field(default_factory=dict)
     error: str = ""
+    memory: Mapping[str, int] = field(default_factory=dict)
 
 
 class JobHandle:
@@ -273,8 +274,9 @@ class PairHandle:
                     errors.append(answer)
                     continue
                 for row in (_row(node.name, told) for told in answer):
-                    if row.id not in rows or _decides(row):
-                        rows[row.id] = row
+                    before = rows.get(row.id, row)
+                    kept = row if _decides(row) else before
+                    rows[row.id] = replace(kept, memory={**before.memory, **row.memory})
         return sorted(rows.values(), key=lambda row: row.spec.created if row.spec else ""), errors
 
     def find(self, given: str) -> JobHandle:
@@ -363,7 +365,12 @@ def _row(node: str, told: Mapping[str, Any]) -> Row:
     if "error" in told:
         return Row(told["id"], node, None, None, error=told["error"])
     return Row(
-        told["id"], node, JobSpec.model_validate(told["spec"]), JobState.model_validate(told["state"]), told["last"]
+        told["id"],
+        node,
+        JobSpec.model_validate(told["spec"]),
+        JobState.model_validate(told["state"]),
+        told["last"],
+        memory={node: told["memory"]} if "memory" in told else {},
     )
 
 

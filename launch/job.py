@@ -16,7 +16,7 @@ from typing import IO, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from cluster.errors import FailedError, WrongInputError
+from cluster.errors import FailedError, RefusedError, WrongInputError
 from cluster.files import write_atomically
 from launch.spec import EndSpec, JobSpec, LinkSpec, RankSpec
 
@@ -60,10 +60,12 @@ class JobState(_Frozen):
     """Where a job stands, as its agent last wrote it.
 
     Of a failed job, `failed_rank` is the rank that caused it, if one did; with `wrong_input` its owner must change something.
+    `first`: the attempt from which restarts are counted: 1, or that of the last `resume`.
     """
 
     state: StateName
     attempt: int = 1
+    first: int = 1
     reason: str = ""
     fix: str = ""
     failed_rank: int | None = None
@@ -122,6 +124,19 @@ class JobFolder:
     def ask_to_stop(self, *, now: bool) -> None:
         """Have the agent stop the job: in good order, or at once."""
         write_atomically(self.stop_file, b"now" if now else b"gently")
+
+    def go_on(self, attempt: int) -> None:
+        """Make a job that has ended one that is about to start, with this attempt.
+
+        Raises:
+            RefusedError: an agent still looks after it.
+        """
+        if self.supervised():
+            raise RefusedError(
+                f"job {self.id} has an agent on {self.node()} still", "wait a moment, or `sparkctl stop` it"
+            )
+        self.stop_file.unlink(missing_ok=True)
+        self.write_state(JobState(state="staging", attempt=attempt, first=attempt))
 
     def stop_asked(self) -> Literal["now", "gently"] | None:
         """What `ask_to_stop` has asked, if it has."""

@@ -21,12 +21,13 @@ from typing import Any
 
 from cluster import environ
 from cluster.errors import FailedError, SparkctlError, WrongInputError
+from cluster.readings.box import GpuProcess
 from cluster.transport.errand import MARK
 from cluster.transport.local import LocalTransport
-from launch import job
+from launch import footprint, job
 from launch.agent.unit import name_of
 from launch.box import this_has_gpu, this_memory
-from launch.job import JobFolder
+from launch.job import JobFolder, JobState
 from launch.spec import JobSpec
 
 # Bytes of files that one answer brings.
@@ -56,9 +57,22 @@ def start(id: str, secrets: Mapping[str, str], unit: bool) -> dict[str, Any]:
     return {"unit": ""}
 
 
+def resume(id: str, attempt: int) -> dict[str, Any]:
+    """Make a job that has ended ready to be started with another attempt."""
+    _folder(id).go_on(attempt)
+    return {}
+
+
 def list_all() -> dict[str, Any]:
     """Every job of this node, oldest first; a damaged one has an error in place of the rest."""
-    return {"jobs": [_row(folder) for folder in job.folders()]}
+    on_gpu: tuple[GpuProcess, ...] | None = None
+    rows = [_row(folder) for folder in job.folders()]
+    for row in rows:
+        pids = row.pop("pids", ())
+        if pids:
+            on_gpu = footprint.gpu_users() if on_gpu is None else on_gpu
+            row["memory"] = footprint.held(pids, on_gpu)
+    return {"jobs": rows}
 
 
 def look(id: str, files: Mapping[str, int]) -> dict[str, Any]:
@@ -110,6 +124,7 @@ def memory() -> dict[str, Any]:
 _ORDERS: dict[str, Callable[..., dict[str, Any]]] = {
     "create": create,
     "start": start,
+    "resume": resume,
     "list": list_all,
     "look": look,
     "stop": stop,
@@ -172,7 +187,14 @@ def _row(folder: JobFolder) -> dict[str, Any]:
         "spec": spec.model_dump(mode="json"),
         "state": state.model_dump(mode="json"),
         "last": job.last_metrics(folder),
+        "pids": [] if state.ended else _our_ranks(folder, spec, state),
     }
+
+
+def _our_ranks(folder: JobFolder, spec: JobSpec, state: JobState) -> list[int]:
+    """The processes of this node's ranks; the head's state tells of the peer's too."""
+    here = spec.ranks_of(folder.node()) if spec.link is not None else spec.ranks
+    return [state.rank_pids[rank.rank] for rank in here if rank.rank in state.rank_pids]
 
 
 def _piece(path: Path, offset: int) -> bytes:

@@ -23,6 +23,7 @@ VERBS = {
     "jobs": ("sparkctl.jobs", "List the jobs and their states."),
     "logs": ("sparkctl.jobs", "What the ranks of a job printed."),
     "stop": ("sparkctl.jobs", "End a job on all its nodes."),
+    "resume": ("sparkctl.resume", "Go on with a job that was stopped or has failed."),
     "ask": ("sparkctl.ask", "Ask a served or a fine-tuned job, or an inference recipe, one or more questions."),
     "chat": ("sparkctl.chat", "A conversation with a served model, or a fine-tuned one, on the terminal."),
     "tunnel": ("sparkctl.tunnel", "A served model, for programs and a browser on this machine."),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,8 @@ import click
 from sparkctl.options import Options, common
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from launch.handle import JobHandle, Row
     from launch.job import JobState
 
@@ -34,6 +37,7 @@ class _Row:
     step: int | None = None
     total_steps: int | None = None
     loss: float | None = None
+    memory: dict[str, int] = field(default_factory=dict)  # bytes that its ranks hold now, by node
     reason: str = ""
     source: str = ""
     fingerprints: dict[str, str] = field(default_factory=dict)
@@ -54,6 +58,7 @@ class _Row:
             row.last.get("step"),
             row.last.get("total_steps"),
             row.last.get("loss"),
+            dict(row.memory),
             row.state.reason,
             row.spec.source,
             again.fingerprints(row.spec),
@@ -86,8 +91,8 @@ def jobs(options: Options, show_all: bool) -> None:
     from sparkctl.show import cut_short, print_table
 
     table = Table(box=None, pad_edge=False, header_style="dim")
-    for name in ("job", "state", "kind", "step", "loss", "age"):
-        table.add_column(name, justify="right" if name in ("step", "loss", "age") else "left", no_wrap=True)
+    for name in ("job", "state", "kind", "step", "loss", "memory", "age"):
+        table.add_column(name, justify="right" if name in ("step", "loss", "memory", "age") else "left", no_wrap=True)
     table.add_column("")
     for name in ("recipe", "plan", "code", "model") if show_all else ():
         table.add_column(name, no_wrap=True)
@@ -98,6 +103,7 @@ def jobs(options: Options, show_all: bool) -> None:
             row.kind,
             "" if row.step is None else f"{row.step}/{row.total_steps}",
             "" if row.loss is None else f"{row.loss:.3f}",
+            " + ".join(f"{size / 2**30:.1f}" for size in row.memory.values()) + (" GiB" if row.memory else ""),
             _words(age(row.created)) if row.created else "",
             cut_short(row.reason.partition("\n")[0]),
             *((row.fingerprints.get(name, "")[:8] for name in ("recipe", "plan", "code", "model")) if show_all else ()),
@@ -109,11 +115,18 @@ def jobs(options: Options, show_all: bool) -> None:
 @click.argument("job")
 @click.option("-f", "--follow", "following", is_flag=True, help="Go on until the job has ended.")
 @click.option("--rank", type=click.IntRange(min=0), help="Only this rank.")
+@click.option(
+    "--since", metavar="TIME", help="Only what came after: 90s, 10m, 2h or 1d ago, or a time as 2026-11-26T08:00."
+)
 @common
-def logs(options: Options, job: str, following: bool, rank: int | None) -> None:
+def logs(options: Options, job: str, following: bool, rank: int | None, since: str | None) -> None:
     """Print what the ranks of JOB printed, each line with its rank."""
-    from cluster.errors import WrongInputError
+    from datetime import UTC, datetime
 
+    from cluster.errors import WrongInputError
+    from launch import log_times
+
+    begin = None if since is None else log_times.moment(since, datetime.now(UTC))
     with options.pair() as pair:
         found = pair.find(job)
         ranks = [spec.rank for spec in found.spec.ranks]
@@ -122,7 +135,9 @@ def logs(options: Options, job: str, following: bool, rank: int | None) -> None:
                 f"--rank {rank}: job {found.id} has ranks {ranks[0]} to {ranks[-1]}", f"sparkctl logs {found.id}"
             )
         collected: list[dict[str, object]] = []
-        for number, text in lines(found, [one for one in ranks if rank in (None, one)], following=following):
+        for number, text in lines(
+            found, [one for one in ranks if rank in (None, one)], following=following, since=begin
+        ):
             if options.json:
                 collected.append({"rank": number, "line": text})
             else:
@@ -131,13 +146,19 @@ def logs(options: Options, job: str, following: bool, rank: int | None) -> None:
         click.echo(json.dumps(collected, indent=1))
 
 
-def lines(job: JobHandle, ranks: Sequence[int], *, following: bool) -> Iterator[tuple[int, str]]:
-    """The lines of these ranks as they come; without `following`, those that are there."""
+def lines(
+    job: JobHandle, ranks: Sequence[int], *, following: bool, since: datetime | None = None
+) -> Iterator[tuple[int, str]]:
+    """The lines of these ranks as they come; without `following`, those that are there. `since`: printed after that time."""
     from cluster.errors import FailedError
-    from launch.follow import Tail, patiently, pause
+    from launch.follow import Tail, patiently, pause, skip_before
     from sparkctl.run import tell_lost
 
     tails = [Tail(job, f"rank{number}.log", number) for number in ranks]
+    for tail in tails if since is not None else ():
+        with suppress(FailedError):  # its node is away: said below
+            assert since is not None
+            skip_before(tail, job, since)
     while tails:
         for tail in tuple(tails):
             try:

@@ -114,7 +114,6 @@ def run(
 
 def _again(options: Options, given: str, *, detach: bool, force: bool) -> int:
     from launch import again
-    from sparkctl.program import follow_program
 
     with options.pair() as pair:
         old = pair.find(given).spec
@@ -124,12 +123,19 @@ def _again(options: Options, given: str, *, detach: bool, force: bool) -> int:
         if detach:
             click.echo(json.dumps({"job": job.id}) if options.json else job.id)
             return 0
-        options.say(f"job {job.id}: {job.folder}")
-        if old.recipe["kind"] == "finetune":
-            return _end(options, job, follow_training(options, job))
-        if old.recipe["kind"] == "inference" and not old.requests:
-            return _served(options, pair, job)
-        return follow_program(options, job)
+        return follow_any(options, pair, job)
+
+
+def follow_any(options: Options, pair: PairHandle, job: JobHandle) -> int:
+    """Show a job of whatever kind until it has ended, or the user looks away; the exit status."""
+    from sparkctl.program import follow_program
+
+    options.say(f"job {job.id}: {job.folder}")
+    if job.spec.recipe["kind"] == "finetune":
+        return _end(options, job, follow_training(options, job))
+    if job.spec.recipe["kind"] == "inference" and not job.spec.requests:
+        return _served(options, pair, job)
+    return follow_program(options, job)
 
 
 def started(

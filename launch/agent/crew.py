@@ -22,6 +22,7 @@ from launch.agent.report import REPORT_FD, STOP_SIGNAL, Report, Reports
 from launch.agent.view import MOST_TEXT, NodeView, Phase, RankView
 from launch.box import RESERVE, SMALL
 from launch.job import JobFolder
+from launch.log_times import LogTimes
 from launch.spec import EndSpec, RankSpec
 
 # A rank that was asked to end gets this long before it is killed; both sides must be down within 10 s of a failure.
@@ -124,6 +125,7 @@ class Crew:
         self._ends = tuple(ends)
         self._secrets = dict(secrets)
         self._ranks: list[_Rank] = []
+        self._times = LogTimes(folder, [rank.rank for rank in ranks])
         self._selector = selectors.DefaultSelector()
         if sys.platform == "linux":  # what a rank's end leaves becomes a child of ours
             ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)
@@ -172,6 +174,7 @@ class Crew:
 
     def listen(self, seconds: float) -> list[socket.socket]:
         """Take what the ranks tell, for `seconds` at most; returns the watched sockets that have something to read."""
+        self._times.note()
         if not self._selector.get_map():  # select() would not wait for nothing
             time.sleep(seconds)
             return []

@@ -49,6 +49,7 @@ class Supervisor:
             self.crew.watch(list(self.wire.sockets))
         self._order = Order(self.ledger.state)
         self._told_at = 0.0
+        self._is_new = False
 
     # The whole of it.
 
@@ -71,12 +72,14 @@ class Supervisor:
     def _attempts(self) -> Verdict:
         before = self.ledger.state
         number, verdict = before.attempt, None
+        # The plan has just found that a new job fits; what that counted on may be in use by the page cache of its own staging.
+        self._is_new = before.state == "staging" and number == 1
         if before.state != "staging":  # this agent was there before: its node lost power, or it was killed
             verdict = Verdict("failed", f"the agent of node {self.crew.node} ended without a word", again=True)
             number += 1
         while True:
             if verdict is not None:
-                verdict = replace(verdict, again=verdict.again and number <= 1 + self.spec.restarts)
+                verdict = replace(verdict, again=verdict.again and number - before.first <= self.spec.restarts)
                 if not verdict.again:
                     return verdict
                 self._announce(number, verdict)
@@ -90,7 +93,7 @@ class Supervisor:
             number += 1
 
     def _announce(self, number: int, verdict: Verdict) -> None:
-        again = f"; starts again ({number - 1} of {self.spec.restarts})"
+        again = f"; starts again ({number - self.ledger.state.first} of {self.spec.restarts})"
         self.ledger.change(
             state="starting", attempt=number, reason=verdict.reason + again, fix=verdict.fix, rank_pids={}
         )
@@ -105,7 +108,7 @@ class Supervisor:
         while True:
             if self.folder.stop_asked():
                 return STOPPED
-            trouble = self._trouble(first=first)
+            trouble = self._trouble(look_for_room=not (first and self._is_new))
             if not trouble:
                 return None
             if trouble != noted:
@@ -118,13 +121,12 @@ class Supervisor:
                 )
             self._tick()
 
-    def _trouble(self, *, first: bool) -> str:
+    def _trouble(self, *, look_for_room: bool) -> str:
         """What keeps the job from being started, in words."""
         nodes = self._nodes()
         if self.wire is not None and len(nodes) < 2:
             return f"the agent of node {self.spec.ranks[1].node} does not answer"
-        # The plan has just found that it fits; what that counted on may be in use by the page cache of its own staging.
-        needed = [0 if first else sum(rank.needed for rank in self.spec.ranks_of(node.node)) for node in nodes]
+        needed = [sum(rank.needed for rank in self.spec.ranks_of(node.node)) if look_for_room else 0 for node in nodes]
         return is_well(nodes, self._link(), needed)
 
     def _pause(self, seconds: float) -> None:
