@@ -47,6 +47,7 @@ class Stock:
     jobs: tuple[Job, ...] = ()
     halves: tuple[Half, ...] = ()
     codes: Mapping[str, int] = field(default_factory=dict)
+    tokens: Mapping[str, int] = field(default_factory=dict)
 
     @classmethod
     def of(cls, node: str, home: str, told: Mapping[str, Any]) -> Stock:
@@ -62,6 +63,7 @@ class Stock:
             tuple(Job(**{**job, "results": tuple(job["results"])}) for job in told["jobs"]),
             tuple(Half(**half) for half in told["halves"]),
             {str(one["name"]): int(one["size"]) for one in told["codes"]},
+            {str(one["name"]): int(one["size"]) for one in told.get("tokens", ())},
         )
 
 
@@ -70,7 +72,7 @@ class Leftover:
     """Something that can go: bytes, and why nobody will miss it. `path` is relative to the node's $SPARKCTL_HOME."""
 
     node: str
-    kind: Literal["job", "half", "code"]
+    kind: Literal["job", "half", "code", "tokens"]
     path: str
     size: int
     why: str
@@ -110,6 +112,9 @@ def _of(stock: Stock, going: set[str], kept: Sequence[str], *, running: bool) ->
     for name, size in stock.codes.items():
         if stock.code and name != stock.code and not running:
             yield Leftover(stock.node, "code", f"code/{name}", size, "the pair runs another version")
+    for name, size in stock.tokens.items():
+        if not running:
+            yield Leftover(stock.node, "tokens", f"tokens/{name}", size, "a tokenised dataset; made again when needed")
 
 
 def look(nodes: Sequence[Transport]) -> tuple[Stock, ...]:

@@ -157,6 +157,12 @@ class Dataset(BaseModel):
     path: Argument = Field(description="A file, a folder or a Hugging Face dataset id.")
     type: RowType = Field(description="The form of its rows: chat_template, alpaca, completion or qa.")
     split: Argument | None = Field(default=None, description="The split of a Hugging Face dataset, by default train.")
+    weight: float = Field(
+        default=1.0,
+        gt=0,
+        le=1000,
+        description="How often its rows are learned: 2 for twice an epoch, 0.5 for half of them.",
+    )
 
 
 class Sides(BaseModel):
@@ -196,6 +202,10 @@ class FinetuneRecipe(_AnyRecipe):
     val_set_size: Annotated[
         int | float, AfterValidator(_validation_share), says("a fraction below 1 or a whole number of rows")
     ] = Field(default=0, description="Rows kept back for evaluation: a fraction below 1, or how many; 0 for none.")
+    skip_bad_rows: bool = Field(
+        default=False,
+        description="Leave out rows that cannot be used and count them; by default the first one is an error.",
+    )
     adapter: Literal["qlora", "lora", "full"] = Field(
         default="lora",
         description="lora trains small matrices beside the model, qlora with it in 4 bits, full all of it.",

@@ -34,8 +34,11 @@ class Row:
     where: str = field(default="", compare=False)
 
 
-def read(path: Path, row_type: RowType) -> Iterator[Row]:
+def read(path: Path, row_type: RowType, bad: Callable[[WrongInputError], None] | None = None) -> Iterator[Row]:
     """Yield the rows of a file (JSON lines, a JSON list, CSV or Parquet), or of all such files in a folder by name, in order.
+
+    Args:
+        bad: told of each bad row, which is left out then; without it the first one is raised.
 
     Raises:
         WrongInputError: it is missing or empty, cannot be read as its ending says, or a row lacks what `row_type` needs; names
@@ -46,10 +49,29 @@ def read(path: Path, row_type: RowType) -> Iterator[Row]:
     for file in files:
         for data, where in _READERS.get(file.suffix, _json_lines)(file):
             empty = False
-            yield _row(data, row_type, where)
+            try:
+                row = _row(data, row_type, where)
+            except WrongInputError as wrong:
+                if bad is None:
+                    raise
+                bad(wrong)
+            else:
+                yield row
     if empty:
         what = "the dataset is empty" if files else f"no data file lies in this folder ({', '.join(_READERS)})"
         raise WrongInputError(f"{path}: {what}", "it needs at least one row, such as a line of JSON")
+
+
+def check(path: Path, row_type: RowType, *, skip_bad: bool = False) -> None:
+    """Read all rows and keep none.
+
+    Raises:
+        WrongInputError: see `read`; or, where bad ones are skipped, not a single one is good.
+    """
+    bad: list[WrongInputError] = []
+    good = sum(1 for _ in read(path, row_type, bad.append if skip_bad else None))
+    if bad and not good:
+        raise WrongInputError(f"all {len(bad)} rows are bad; the first: {bad[0].message}", bad[0].fix)
 
 
 def _is_folder(path: Path) -> bool:
@@ -76,7 +98,7 @@ def _json_lines(path: Path) -> Iterator[tuple[Any, str]]:
         for number, line in enumerate(file, start=1):
             if line.strip():
                 where = f"{path}:{number}"
-                yield _parsed(line, where, "each line of a .jsonl dataset is one JSON object"), where
+                yield _parsed(line, where), where
 
 
 def _json_list(path: Path) -> Iterator[tuple[Any, str]]:
@@ -131,15 +153,18 @@ _READERS: dict[str, Callable[[Path], Iterator[tuple[Any, str]]]] = {
 }
 
 
-def _parsed(line: bytes, where: str, fix: str) -> Any:
+def _parsed(line: bytes, where: str) -> Any:
+    """What a line holds, or the error itself, so that the lines after it can be read all the same."""
     try:
         return json.loads(line)
     except (ValueError, RecursionError) as error:
         reason = "not UTF-8" if isinstance(error, UnicodeDecodeError) else getattr(error, "msg", str(error))
-        raise WrongInputError(f"{where}: no JSON ({reason})", fix) from None
+        return WrongInputError(f"{where}: no JSON ({reason})", "each line of a .jsonl dataset is one JSON object")
 
 
 def _row(data: Any, row_type: RowType, where: str) -> Row:
+    if isinstance(data, WrongInputError):
+        raise data
     if not isinstance(data, dict):
         raise WrongInputError(f"{where}: expected a JSON object, found {type(data).__name__}", _EXPECTED[row_type])
     try:

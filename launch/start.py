@@ -184,8 +184,7 @@ def _plan(
     made = planning.plan(wanted, card, boxes, adapter=adapter)
     if (is_here or inventory.embedded) and isinstance(wanted, FinetuneRecipe):
         for dataset in wanted.datasets:
-            for _ in rows.read(Path(dataset.path), dataset.type):
-                pass
+            rows.check(Path(dataset.path), dataset.type, skip_bad=wanted.skip_bad_rows)
     return Prepared(wanted, source, card, made, inventory, wants)
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 MARK = "\x1e"
-ROOMS = ("jobs", "halves", "code")
+ROOMS = ("jobs", "halves", "code", "tokens")
 ENDED = ("succeeded", "failed", "stopped")
 _RESULTS = ("adapter", "model", "checkpoints")
 _STILL = (
@@ -33,6 +33,7 @@ def look(home: str) -> dict[str, Any]:
         "jobs": [_job(path) for path in _children(root / "jobs")],
         "halves": [_half(path) for path in _children(root / "halves")],
         "codes": [{"name": path.name, "size": _size(path)} for path in _children(root / "code")],
+        "tokens": [{"name": path.name, "size": _size(path)} for path in _children(root / "tokens")],
     }
 
 

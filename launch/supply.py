@@ -34,8 +34,8 @@ def find(wanted: FinetuneRecipe | InferenceRecipe, nodes: Sequence[Transport], *
         datasets = tuple(origin.find(one.path, nodes, local=local, what="dataset") for one in wanted.datasets)
         for one, found in zip(wanted.datasets, datasets, strict=True):
             if found.node in (HERE, local) and found.contents.is_file:
-                for _ in rows.read(Path(found.contents.path), one.type):  # what lies elsewhere is checked by the ranks
-                    pass
+                # What lies elsewhere is checked by the ranks.
+                rows.check(Path(found.contents.path), one.type, skip_bad=wanted.skip_bad_rows)
     elif wanted.adapter_path is not None:
         adapters[wanted.adapter_path] = origin.find(wanted.adapter_path, nodes, local=local, what="adapter")
     return Wants(model, datasets, adapters)

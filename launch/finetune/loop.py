@@ -26,7 +26,7 @@ from launch.finetune.checkpoint import Checkpoints, Found
 from launch.finetune.metrics import MetricsLog, StepMetrics
 from launch.finetune.pipeline import Pipeline
 from launch.finetune.strategy import Strategy, Tally
-from launch.job import JobFolder, JobSpec
+from launch.job import JobFolder, JobSpec, home
 from launch.recipe import FinetuneRecipe, parse_dump
 from launch.shard.stage import Stage
 
@@ -41,7 +41,7 @@ def run(folder: JobFolder, spec: JobSpec, rank: int, device: torch.device, repor
     recipe = parse_dump(spec.recipe_at(rank))
     assert isinstance(recipe, FinetuneRecipe)
     tokenizer = AutoTokenizer.from_pretrained(Path(recipe.base_model), trust_remote_code=False)
-    corpus = data.load(recipe, tokenizer)
+    corpus = data.load(recipe, tokenizer, home() / "tokens")
     strategy = prepare(recipe, spec, rank, device)
     if rank == 0:
         _print_summary(corpus)
@@ -266,7 +266,13 @@ def _bfloat16(recipe: FinetuneRecipe, device: torch.device) -> bool:
 
 
 def _print_summary(corpus: data.Corpus) -> None:
-    shortened = f", {corpus.shortened} shortened" if corpus.shortened else ""
-    dropped = f", {corpus.dropped} dropped" if corpus.dropped else ""
+    counts = corpus.counts
+    shortened = f", {counts.shortened} shortened" if counts.shortened else ""
+    dropped = f", {counts.dropped} dropped" if counts.dropped else ""
+    reused = ", from the cache of tokens" if corpus.reused else ""
     what = "rows of packed samples" if corpus.train[0].positions else "samples"
-    print(f"{len(corpus.train)} {what} to train on, {len(corpus.validation)} held out{shortened}{dropped}", flush=True)  # noqa: T201
+    rows = f"{len(corpus.train)} {what} to train on, {len(corpus.validation)} held out"
+    print(f"{rows}{shortened}{dropped}{reused}", flush=True)  # noqa: T201
+    if counts.bad:
+        left_out = f"{counts.bad} bad row{'s' * (counts.bad != 1)} left out"
+        print(f"{left_out}; the first: {counts.first_bad}", flush=True)  # noqa: T201

@@ -171,3 +171,21 @@ def test_the_command_answers_programs(home: Path, clean: Clean) -> None:
     told = json.loads(clean("--json", "--yes", "--results").stdout)
     assert "jobs/tuned" in told["removed"]
     assert not (home / "halves" / "tuned-model").exists()
+
+
+def test_tokenised_datasets_go_unless_a_job_runs() -> None:
+    idle = Stock("a", HOME, "now", (job("tuned", "adapter"),), tokens={"abc": 5})
+    assert leftovers.leftovers([idle]) == (
+        Leftover("a", "tokens", "tokens/abc", 5, "a tokenised dataset; made again when needed"),
+    )
+    assert paths(idle, node("b", job("runs", ended=False))) == []
+
+
+def test_tokenised_datasets_are_found_and_removed(tmp_path: Path) -> None:
+    (tmp_path / "tokens" / "abc").mkdir(parents=True)
+    (tmp_path / "tokens" / "abc" / "ids.npy").write_bytes(b"1" * 5000)
+    found = stock.look(str(tmp_path))["tokens"]
+    assert [one["name"] for one in found] == ["abc"]
+    assert found[0]["size"] >= 5000
+    assert stock.remove(str(tmp_path), ["tokens/abc"]) == ["tokens/abc"]
+    assert not (tmp_path / "tokens" / "abc").exists()

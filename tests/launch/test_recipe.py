@@ -55,6 +55,7 @@ def test_a_finetune_needs_a_model_and_data_and_has_the_documented_defaults() -> 
     dump = finetune().model_dump(mode="json", exclude={"base_model", "datasets"})
     assert dump == {
         "kind": "finetune", "name": "mine", "nodes": 2, "restart": {"max": 3, "backoff": 10.0}, "val_set_size": 0,
+        "skip_bad_rows": False,
         "adapter": "lora", "strategy": "auto", "quantize_moe_experts": True,
         "lora_r": 16, "lora_alpha": 32, "lora_dropout": 0.0, "lora_target_linear": None, "lora_target_modules": None,
         "sequence_len": 2048, "sample_packing": False, "micro_batch_size": 1, "gradient_accumulation_steps": 8,

@@ -50,7 +50,7 @@ def train(rank: int, world: int, wanted: FinetuneRecipe, folder: Path, cut_off: 
     found = checkpoints.newest()
     if found is not None:
         strategy.load_state(checkpoints.load(found))
-    corpus = Corpus(tuple(uneven_samples()), (), 0, 0)
+    corpus = Corpus(tuple(uneven_samples()), ())
     try:
         tallies = loop.train(
             strategy, wanted, corpus, None, CutOff(cut_off), checkpoints=checkpoints, done=found.step if found else 0

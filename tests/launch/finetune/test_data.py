@@ -116,15 +116,15 @@ def test_the_rows_asked_for_are_held_out_and_no_sample_is_lost(tmp_path: Path, s
     corpus = data.load(_recipe(_texts(tmp_path / "a.jsonl", 20), val_set_size=size), models.tokenizer())
     assert (len(corpus.train), len(corpus.validation)) == (20 - held_out, held_out)
     assert len({*corpus.train, *corpus.validation}) == 20
-    assert (corpus.shortened, corpus.dropped) == (0, 0)
+    assert (corpus.counts.shortened, corpus.counts.dropped) == (0, 0)
 
 
 def test_the_seed_decides_what_is_held_out(tmp_path: Path) -> None:
     recipe = _recipe(_texts(tmp_path / "a.jsonl", 20), val_set_size=5)
-    held_out = data.load(recipe, models.tokenizer()).validation
-    assert data.load(recipe, models.tokenizer()).validation == held_out
+    held_out = list(data.load(recipe, models.tokenizer()).validation)
+    assert list(data.load(recipe, models.tokenizer()).validation) == held_out
     other = _recipe(tmp_path / "a.jsonl", val_set_size=5, seed=4)
-    assert data.load(other, models.tokenizer()).validation != held_out
+    assert list(data.load(other, models.tokenizer()).validation) != held_out
 
 
 def test_several_datasets_are_mixed(tmp_path: Path) -> None:
@@ -132,6 +132,45 @@ def test_several_datasets_are_mixed(tmp_path: Path) -> None:
     tokenizer = models.tokenizer()
     texts = Counter(tokenizer.decode(sample.ids) for sample in data.load(recipe, tokenizer).train)
     assert texts == Counter([*(f"row 00{index}<end>" for index in range(3)), "b<end>", "c<end>"])
+
+
+def test_weights_say_how_often_rows_are_learned_and_none_that_is_held_out_is(tmp_path: Path) -> None:
+    _texts(tmp_path / "a.jsonl", 8)
+    _rows(tmp_path / "b.jsonl", *({"text": f"other {index}"} for index in range(8)))
+    weights = {"a.jsonl": 2.5, "b.jsonl": 0.25}
+    datasets = tuple(
+        {"path": str(tmp_path / name), "type": "completion", "weight": weight} for name, weight in weights.items()
+    )
+    recipe, tokenizer = _recipe(datasets=datasets, val_set_size=4), models.tokenizer()
+    corpus = data.load(recipe, tokenizer)
+    seen = Counter(tokenizer.decode(sample.ids) for sample in corpus.train)
+    held_out = {tokenizer.decode(sample.ids) for sample in corpus.validation}
+    assert len(held_out) == 4
+    assert not held_out & seen.keys()
+    left = 8 - sum(text.startswith("row") for text in held_out)
+    times = [count for text, count in seen.items() if text.startswith("row")]
+    assert sorted(times) == [2] * (left - round(left / 2)) + [3] * round(left / 2)
+    others = [count for text, count in seen.items() if text.startswith("other")]
+    assert others == [1] * round((12 - left) / 4)
+    assert list(data.load(recipe, tokenizer).train) == list(corpus.train)
+
+
+def test_weights_that_leave_nothing_are_told(tmp_path: Path) -> None:
+    datasets = ({"path": str(_texts(tmp_path / "a.jsonl", 3)), "type": "completion", "weight": 0.1},)
+    with pytest.raises(WrongInputError, match="weights leave no sample"):
+        data.load(_recipe(datasets=datasets), models.tokenizer())
+
+
+def test_bad_rows_are_skipped_and_counted_when_asked(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "one"}\nnot JSON\n{"txt": "bad"}\n[]\n{"text": "two"}\n')
+    corpus = data.load(_recipe(path, skip_bad_rows=True), models.tokenizer())
+    assert len(corpus.train) == 2
+    assert corpus.counts.bad == 3
+    assert corpus.counts.first_bad.startswith(f"{path}:2: no JSON")
+    path.write_text("not JSON\n")
+    with pytest.raises(WrongInputError, match=r"1 bad, the first .*a\.jsonl:1"):
+        data.load(_recipe(path, skip_bad_rows=True), models.tokenizer())
 
 
 def test_long_samples_are_shortened_and_those_with_nothing_left_to_learn_dropped(tmp_path: Path) -> None:
@@ -143,7 +182,7 @@ def test_long_samples_are_shortened_and_those_with_nothing_left_to_learn_dropped
     )
     recipe = _recipe(sequence_len=40, datasets=({"path": str(path), "type": "qa"},))
     corpus = data.load(recipe, models.tokenizer())
-    assert (len(corpus.train), corpus.shortened, corpus.dropped) == (2, 2, 1)
+    assert (len(corpus.train), corpus.counts.shortened, corpus.counts.dropped) == (2, 2, 1)
     assert sorted(len(sample.ids) for sample in corpus.train) == [len("Question: ?\nAnswer: fits") + 1, 40]
     assert all(len(sample.ids) == len(sample.labels) and sample.learned for sample in corpus.train)
 
@@ -175,4 +214,4 @@ def digest(path: Path) -> str:
     """All that is trained on and held out, in order."""
     corpus = data.load(_recipe(path, val_set_size=0.2), models.tokenizer())
     steps = islice(data.steps(corpus.train, rows_each=2, micro_batches=3, seed=3, total=9), 9)
-    return hashlib.sha256(repr((list(steps), corpus.validation)).encode()).hexdigest()
+    return hashlib.sha256(repr((list(steps), list(corpus.validation))).encode()).hexdigest()

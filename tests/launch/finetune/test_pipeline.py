@@ -76,7 +76,7 @@ def train(rank: int, world: int, wanted: FinetuneRecipe, out: Path) -> list[tupl
     cuts = balance(card.layer_bytes, stages=world, embedding_cost=card.embedding_bytes, head_cost=card.head_cost)
     stage = Stage.load(folder, cuts[rank], dtype=torch.float32, device=CPU)
     strategy = Pipeline(stage, wanted)
-    tallies = loop.train(strategy, wanted, Corpus(tuple(uneven_samples()), (), 0, 0), None, Reporter())
+    tallies = loop.train(strategy, wanted, Corpus(tuple(uneven_samples()), ()), None, Reporter())
     strategy.save(adapter=out / "adapter", model=out / "model", tokenizer=models.tokenizer())
     return [(tally.loss, tally.accuracy) for tally in tallies]
 

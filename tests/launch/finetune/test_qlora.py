@@ -25,7 +25,7 @@ def _train(rank: int, world: int, wanted: FinetuneRecipe) -> list[float]:
     cuts = balance(model_card.read(folder).layer_bytes, stages=world)
     stage = Stage.load(folder, cuts[rank], dtype=torch.float32, device=torch.device("cpu"), quantization="nf4")
     assert stage.model.is_loaded_in_4bit
-    tallies = loop.train(Pipeline(stage, wanted), wanted, Corpus(tuple(uneven_samples()), (), 0, 0), None, Reporter())
+    tallies = loop.train(Pipeline(stage, wanted), wanted, Corpus(tuple(uneven_samples()), ()), None, Reporter())
     return [tally.loss for tally in tallies]
 
 

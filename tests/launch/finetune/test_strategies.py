@@ -35,7 +35,7 @@ def train(rank: int, wanted: FinetuneRecipe, folder: Path, cut_off: int) -> list
     found = checkpoints.newest()
     if found is not None:
         strategy.load_state(checkpoints.load(found))
-    corpus = Corpus(tuple(uneven_samples()), (), 0, 0)
+    corpus = Corpus(tuple(uneven_samples()), ())
     reporter = CutOff(cut_off) if cut_off else Reporter()
     done = found.step if found else 0
     try:
