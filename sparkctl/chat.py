@@ -37,14 +37,14 @@ def chat(
     top_p: float | None,
     seed: int | None,
 ) -> None:
-    """Talk to the served JOB. A line is a question; Ctrl-C stops an answer, Ctrl-D ends.
+    """Talk to JOB: served, or a fine-tune that is served meanwhile. A line is a question; Ctrl-C stops an answer, Ctrl-D ends.
 
     Where input is no terminal, each of its lines is asked in turn.
     """
-    from sparkctl.reach import reaching
+    from sparkctl.reach import talking
 
     sampling = {"max_tokens": max_tokens, "temperature": temperature, "top_p": top_p, "seed": seed}
-    with reaching(options, job) as reached:
+    with talking(options, job) as reached:
         name = reached.model(model)
         talk = _Talk(options, reached.client(), name, system, sampling)
         if sys.stdin.isatty() and not options.quiet and not options.json:

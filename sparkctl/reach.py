@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import click
+
 if TYPE_CHECKING:
     from launch.handle import JobHandle, PairHandle
     from launch.inference.client import Client
@@ -72,6 +74,41 @@ def reaching(options: Options, job: str) -> Iterator[Reached]:
         yield reach(pair, pair.find(job))
 
 
+@contextmanager
+def talking(options: Options, job: str) -> Iterator[Reached]:
+    """A served job; or what a fine-tune made, served as long as the block runs.
+
+    Raises:
+        WrongInputError: no such job. RefusedError: it has no result, serves nothing, or has ended. FailedError: it has failed.
+    """
+    with options.pair() as pair:
+        found = pair.find(job)
+        if found.spec.recipe["kind"] == "finetune":
+            with _served(options, pair, found) as reached:
+                yield reached
+        else:
+            yield reach(pair, found)
+
+
+@contextmanager
+def _served(options: Options, pair: PairHandle, tuned: JobHandle) -> Iterator[Reached]:
+    from launch import questions, start
+    from sparkctl import jobs, run
+
+    wanted = questions.recipe_for(tuned).model_copy(update={"port": 0})  # 8000 may be another server's
+    prepared = start.prepare(wanted, pair.inventory, pair, source=tuned.id)
+    if not (options.quiet or options.json):
+        click.secho(f"loading what job {tuned.id} made; it is served until you leave", dim=True, err=True)
+    server = run.started(options, prepared, pair)
+    try:
+        yield reach(pair, server)
+    finally:
+        state = jobs.end(server, now=True)
+        if state.state in ("succeeded", "stopped"):  # else its logs tell why
+            jobs.wait_until_gone(server)
+            server.remove()
+
+
 def reach(pair: PairHandle, job: JobHandle) -> Reached:
     """The same for a job that is known.
 
@@ -84,7 +121,10 @@ def reach(pair: PairHandle, job: JobHandle) -> Reached:
 
     kind = job.spec.recipe["kind"]
     if kind != "inference":
-        raise RefusedError(f"job {job.id} serves nothing (kind: {kind})", "run a recipe of kind: inference")
+        raise RefusedError(
+            f"job {job.id} serves nothing (kind: {kind})",
+            "run a recipe of kind: inference; `sparkctl chat` and `ask` take fine-tuned jobs too",
+        )
     deadline = time.monotonic() + READY_WITHIN
     while True:
         state, files = job.look({"key": 0})

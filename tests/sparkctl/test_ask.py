@@ -6,6 +6,7 @@ import json
 import os
 import re
 import signal
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -97,3 +98,35 @@ def test_a_job_without_a_result_is_refused(
         "",
         f"error: job {seen.job.id} is failed: it has no result to ask\n  try: sparkctl logs {seen.job.id}\n",
     )
+
+
+def test_a_fine_tune_can_be_talked_to_and_is_served_no_longer_than_that(seen: Watched) -> None:
+    before = [job.id for job in seen.commands.jobs()]
+    asked = seen.commands("ask", seen.job.id, "What is 3?", "--max-tokens", "12", "--json")
+    argv = seen.commands.argv("chat", seen.job.id, "--temperature", "0", "--max-tokens", "12", "--json")
+    done = subprocess.run(
+        argv,
+        input="What is 3?\n/new\nWhat is 3?\n",
+        cwd=seen.commands.folder,
+        env=seen.commands.environment,
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    answer = json.loads(asked.stdout)[0]["answer"]
+    assert json.loads(done.stdout) == [
+        {"role": "user", "content": "What is 3?"},
+        {"role": "assistant", "content": answer},
+    ]
+    assert [job.id for job in seen.commands.jobs()] == before
+
+
+def test_who_has_no_result_cannot_be_talked_to(seen: Watched) -> None:
+    job = seen.commands.detach("tiny.yaml", "--set", "max_steps=1000", "--set", "name=endless")
+    done = seen.commands("chat", job.id)
+    assert done.returncode == 3
+    assert re.match(rf"error: job {job.id} is (staging|starting|running): it has no result to ask\n", done.stderr)
+    assert seen.commands("stop", "--now", job.id).returncode == 0
+    assert seen.commands("clean", "--yes").returncode == 0
