@@ -21,6 +21,14 @@ class FailedError(SparkctlError):
     """It was tried and failed: exit status 1."""
 
 
+class PassingError(FailedError):
+    """It failed for something that may pass, a full disk say: a job tries again. `echo`: the cause is what another rank tells."""
+
+    def __init__(self, message: str, fix: str = "", *, echo: bool = False) -> None:
+        super().__init__(message, fix)
+        self.echo = echo
+
+
 class WrongInputError(SparkctlError):
     """Wrong usage or a wrong input file: exit status 2; nothing was started or made."""
 

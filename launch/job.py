@@ -60,6 +60,7 @@ class JobState(_Frozen):
     """Where a job stands, as its agent last wrote it.
 
     Of a failed job, `failed_rank` is the rank that caused it, if one did; with `wrong_input` its owner must change something.
+    `warning`: what slows it down while it runs.
     `first`: the attempt from which restarts are counted: 1, or that of the last `resume`.
     """
 
@@ -68,6 +69,7 @@ class JobState(_Frozen):
     first: int = 1
     reason: str = ""
     fix: str = ""
+    warning: str = ""
     failed_rank: int | None = None
     wrong_input: bool = False
     agent_pid: int | None = None

@@ -26,6 +26,7 @@ from cluster.transport.errand import MARK
 from cluster.transport.local import LocalTransport
 from launch import footprint, job
 from launch.agent.unit import name_of
+from launch.board import Boards
 from launch.box import this_has_gpu, this_memory
 from launch.job import JobFolder, JobState
 from launch.spec import JobSpec
@@ -34,6 +35,7 @@ from launch.spec import JobSpec
 PIECE = 1 << 20
 SECRETS_WITHIN = 20.0
 _SYSTEMCTL_SECONDS = 30.0
+_BOARDS = Boards()
 
 
 def create(spec: Mapping[str, Any], key: str, node: str) -> dict[str, Any]:
@@ -115,6 +117,12 @@ def contents(id: str, name: str) -> dict[str, Any]:
     return {"files": {path.relative_to(top).as_posix(): path.stat().st_size for path in found}}
 
 
+def board(id: str) -> dict[str, Any]:
+    """Have TensorBoard of a job answer on this node's loopback, as long as this process lives."""
+    found = _BOARDS.of(_folder(id))
+    return {"port": found.port, "path": found.path}
+
+
 def memory() -> dict[str, Any]:
     """This machine's memory as it is now, or nothing where it cannot be told; and whether it has a GPU: see launch.box."""
     now = this_memory()
@@ -131,6 +139,7 @@ _ORDERS: dict[str, Callable[..., dict[str, Any]]] = {
     "remove": remove,
     "contents": contents,
     "memory": memory,
+    "board": board,
 }
 
 

@@ -18,7 +18,7 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cluster.errors import FailedError, SparkctlError
+from cluster.errors import FailedError, PassingError, SparkctlError
 from launch.agent import report
 from launch.agent.report import FailureKind, Report, Reporter
 from launch.job import JobFolder, JobSpec
@@ -39,9 +39,7 @@ def main(folder: str) -> int:
         return _run(JobFolder(Path(folder)), reporter)
     except SparkctlError as error:
         print(f"error: {error.message}\n{error.fix}", file=sys.stderr)  # noqa: T201 - the rank's log
-        reporter.tell(
-            Report("failed", kind="input" if error.status == 2 else "told", message=error.message, fix=error.fix)
-        )
+        reporter.tell(Report("failed", kind=_told(error), message=error.message, fix=error.fix))
         return error.status
     except Exception as error:
         traceback.print_exc()
@@ -132,6 +130,13 @@ def _quieten() -> None:
 _FIXES = {
     "memory": "`sparkctl plan` shows what takes the room: a shorter sequence_len or a smaller micro_batch_size takes less"
 }
+
+
+def _told(error: SparkctlError) -> FailureKind:
+    """The same of one that says for itself what is wrong."""
+    if isinstance(error, PassingError):
+        return "peer" if error.echo else "crash"
+    return "input" if error.status == 2 else "told"
 
 
 def _kind(error: Exception) -> FailureKind:

@@ -37,7 +37,7 @@ VERBS = {
     "demo": ("sparkctl.demo", "Rehearse all of it in four minutes: train, fine-tune and ask, on two local ranks."),
 }
 # What agents, torchrun and other machines' command lines call; not for people.
-HIDDEN = dict.fromkeys(("agent", "worker", "orders", "fetch"), "sparkctl.inner")
+HIDDEN = dict.fromkeys(("agent", "worker", "orders", "fetch", "board"), "sparkctl.inner")
 
 
 class Verbs(click.Group):

@@ -28,6 +28,18 @@ def orders() -> None:
 
 @click.command(hidden=True)
 @click.argument("folder")
+def board(folder: str) -> None:
+    """Serve TensorBoard of the job in FOLDER until standard input ends."""
+    from pathlib import Path
+
+    from launch import board
+    from launch.job import JobFolder
+
+    board.serve(JobFolder(Path(folder)))
+
+
+@click.command(hidden=True)
+@click.argument("folder")
 def worker(folder: str) -> NoReturn:
     """Be the rank of the job in FOLDER that the environment (RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT) says."""
     from launch import worker as rank

@@ -39,6 +39,7 @@ class _Row:
     loss: float | None = None
     memory: dict[str, int] = field(default_factory=dict)  # bytes that its ranks hold now, by node
     reason: str = ""
+    warning: str = ""
     source: str = ""
     fingerprints: dict[str, str] = field(default_factory=dict)
 
@@ -60,6 +61,7 @@ class _Row:
             row.last.get("loss"),
             dict(row.memory),
             row.state.reason,
+            row.state.warning,
             row.spec.source,
             again.fingerprints(row.spec),
         )
@@ -105,7 +107,7 @@ def jobs(options: Options, show_all: bool) -> None:
             "" if row.loss is None else f"{row.loss:.3f}",
             " + ".join(f"{size / 2**30:.1f}" for size in row.memory.values()) + (" GiB" if row.memory else ""),
             _words(age(row.created)) if row.created else "",
-            cut_short(row.reason.partition("\n")[0]),
+            cut_short((row.reason or row.warning).partition("\n")[0]),
             *((row.fingerprints.get(name, "")[:8] for name in ("recipe", "plan", "code", "model")) if show_all else ()),
         )
     print_table(table)

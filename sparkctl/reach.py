@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
+    from cluster.transport.tunnel import Tunnel
     from launch.handle import JobHandle, PairHandle
     from launch.inference.client import Client
     from launch.inference.endpoint import Endpoint
@@ -148,17 +149,55 @@ def endpoint_of(job: JobHandle) -> Endpoint | None:
     return endpoint.Endpoint.parse(told, job.path(endpoint.FILE)) if told else None
 
 
-class Bridge:
-    """A port of this machine that leads to the job wherever it then is: each connection finds the way anew where it was lost."""
+def endpoint_way(reached: Reached) -> Callable[[], socket.socket]:
+    """The way to a served job: found anew where it was lost, as the job may have been restarted, on another port."""
+    known: list[tuple[str, int]] = []
 
-    def __init__(self, reached: Reached, port: int | None) -> None:
+    def dial() -> socket.socket:
+        if known:
+            with contextlib.suppress(OSError):
+                return _connect(known[0])
+        endpoint = endpoint_of(reached.job)
+        assert endpoint is not None
+        known[:] = [reached.address(endpoint)]
+        return _connect(known[0])
+
+    return dial
+
+
+def way_to(pair: PairHandle, job: JobHandle, port: Callable[[], int]) -> Callable[[], socket.socket]:
+    """The way to a port on the loopback of a job's head; `port` is asked for every connection."""
+    from launch.handle import LocalNode
+
+    forwarded: dict[int, int] = {}
+
+    def dial() -> socket.socket:
+        there = port()
+        if isinstance(job.head, LocalNode):
+            return _connect(("127.0.0.1", there))
+        if there not in forwarded:
+            forwarded[there] = pair.transport(job.head.name).forward(there)
+        return _connect(("127.0.0.1", forwarded[there]))
+
+    return dial
+
+
+class Bridge:
+    """A port of this machine's loopback whose connections go the way that `dial` finds.
+
+    Args:
+        port: the port; None: any that is free, but `prefer` where that is.
+
+    Raises:
+        WrongInputError: the port is taken.
+    """
+
+    def __init__(self, dial: Callable[[], socket.socket], port: int | None, *, prefer: int = 0) -> None:
         from cluster.errors import WrongInputError
         from cluster.transport.tunnel import Tunnel
 
-        self._reached = reached
-        self._known: tuple[Endpoint, tuple[str, int]] | None = None
         try:
-            self._tunnel = Tunnel(self._dial, port=port or 0)
+            self._tunnel = _preferring(dial, prefer) if port is None else Tunnel(dial, port=port)
         except OSError as error:
             reason = (error.strerror or str(error)).partition(" (")[0]
             raise WrongInputError(f"--port {port}: {reason}", "choose another, or leave it out") from None
@@ -170,14 +209,13 @@ class Bridge:
     def __exit__(self, *_: object) -> None:
         self._tunnel.close()
 
-    def _dial(self) -> socket.socket:
-        if self._known is not None:
-            with contextlib.suppress(OSError):
-                return _connect(self._known[1])
-        endpoint = endpoint_of(self._reached.job)  # it may have been restarted, on another port
-        assert endpoint is not None
-        self._known = endpoint, self._reached.address(endpoint)
-        return _connect(self._known[1])
+
+def _preferring(dial: Callable[[], socket.socket], port: int) -> Tunnel:
+    from cluster.transport.tunnel import Tunnel
+
+    with contextlib.suppress(OSError):
+        return Tunnel(dial, port=port)
+    return Tunnel(dial)
 
 
 def _connect(address: tuple[str, int]) -> socket.socket:

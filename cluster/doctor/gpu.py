@@ -51,10 +51,11 @@ def _clock(facts: Facts) -> Iterator[Finding]:
         yield Finding("gpu clock", Level.UNKNOWN, facts.node, f"the clock of the GPU: {facts.gpus.reason}")
         return
     for gpu in facts.gpus:
-        yield _judged(facts.node, gpu)
+        yield judged(facts.node, gpu)
 
 
-def _judged(node: str, gpu: Gpu) -> Finding:
+def judged(node: str, gpu: Gpu) -> Finding:
+    """What the clock of a GPU tells, by how busy and how hot it is and what it draws."""
     if gpu.clock is None or gpu.utilization is None:
         return Finding("gpu clock", Level.UNKNOWN, node, f"{gpu.name} does not tell its clock and utilisation")
     drawn = "" if gpu.power is None else f", {gpu.power:.0f} W"

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from cluster import environ
 from cluster.readings import box as readings
+from launch.agent.gpu import GpuWatch
 from launch.agent.report import REPORT_FD, STOP_SIGNAL, Report, Reports
 from launch.agent.view import MOST_TEXT, NodeView, Phase, RankView
 from launch.box import RESERVE, SMALL
@@ -125,6 +126,7 @@ class Crew:
         self._ends = tuple(ends)
         self._secrets = dict(secrets)
         self._ranks: list[_Rank] = []
+        self._gpu = GpuWatch(self.node)
         self._times = LogTimes(folder, [rank.rank for rank in ranks])
         self._selector = selectors.DefaultSelector()
         if sys.platform == "linux":  # what a rank's end leaves becomes a child of ours
@@ -207,6 +209,7 @@ class Crew:
             tuple(carrier(end.interface) for end in self._ends),
             _disk_free(self.folder.path),
             agent_pid=os.getpid(),
+            warning=self._gpu.warning[:MOST_TEXT],
         )
 
     def ask_to_stop(self) -> None:

@@ -176,7 +176,14 @@ class Supervisor:
         if 0 in ranks and ranks[0].phase in ("running", "ready") and state.state != ranks[0].phase:
             self.events.note(ranks[0].phase, attempt=state.attempt)
             state = state.model_copy(update={"state": ranks[0].phase, "reason": "", "fix": ""})
-        self.ledger.write(state.model_copy(update={"rank_pids": {number: rank.pid for number, rank in ranks.items()}}))
+        warning = "; ".join(node.warning for node in nodes if node.warning)
+        if warning != state.warning:
+            self.events.note("warning", warning=warning)
+        self.ledger.write(
+            state.model_copy(
+                update={"rank_pids": {number: rank.pid for number, rank in ranks.items()}, "warning": warning}
+            )
+        )
         self._order = replace(self._order, state=self.ledger.state)
 
     def _stop(self, *, gently: bool) -> Verdict:
@@ -212,6 +219,7 @@ class Supervisor:
             reason=verdict.reason,
             fix=verdict.fix,
             failed_rank=verdict.rank,
+            warning="",
             wrong_input=verdict.wrong_input,
         )
         self.events.note("ended", state=verdict.state)

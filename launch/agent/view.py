@@ -57,6 +57,7 @@ class NodeView:
         disk_free: bytes free for the job's folder; None: unknown.
         leaving: the machine goes down, or the agent was told to go.
         ended: it has written the end of the job down, and goes.
+        warning: what slows the job down there, and what to do; empty: nothing that is known.
     """
 
     node: str
@@ -69,6 +70,7 @@ class NodeView:
     leaving: bool = False
     ended: bool = False
     agent_pid: int = 0
+    warning: str = ""
 
     @property
     def busy(self) -> bool:

@@ -23,7 +23,7 @@ import safetensors.torch
 import torch
 import torch.distributed as dist
 
-from cluster.errors import FailedError, WrongInputError
+from cluster.errors import PassingError, WrongInputError
 from cluster.files import sync_folder, write_atomically
 
 _STATE = "state.safetensors"
@@ -67,7 +67,7 @@ class Checkpoints:
         """Write a checkpoint after optimizer step `step` (1-based); returns its folder. Every rank calls this.
 
         Raises:
-            FailedError: a rank could not write its part; nothing of it is left, and older checkpoints stand.
+            PassingError: a rank could not write its part; nothing of it is left, and older checkpoints stand.
         """
         checkpoint = self.folder / f"checkpoint-{step}"
         trouble = ""
@@ -79,9 +79,10 @@ class Checkpoints:
             shutil.rmtree(self._part(checkpoint), ignore_errors=True)
             with contextlib.suppress(OSError):
                 checkpoint.rmdir()
-            raise FailedError(
+            raise PassingError(
                 trouble or f"step {step}: the other rank could not write its part of the checkpoint",
                 f"make room on the disk; the checkpoints before it in {self.folder} are whole",
+                echo=not trouble,
             )
         write_atomically(self._part(checkpoint) / _MARKER, b"")
         self._all(True)  # only when every marker has landed may older ones go
