@@ -23,9 +23,9 @@ TICK = 0.1
 
 
 class Deputy:
-    """The peer's side of a job."""
+    """The peer's side of a job. `lost`: why it can start no rank any more; it only tells the head so, and waits for the end."""
 
-    def __init__(self, folder: JobFolder, secrets: Mapping[str, str], unit: Unit) -> None:
+    def __init__(self, folder: JobFolder, secrets: Mapping[str, str], unit: Unit, *, lost: str = "") -> None:
         spec = folder.spec()
         assert spec.link is not None  # or there would be no peer
         self.folder = folder
@@ -37,6 +37,7 @@ class Deputy:
         assert wire is not None
         self.wire = wire
         self.crew.watch(list(wire.sockets))
+        self._lost = lost
         self._told_at = 0.0
         self._gently_asked = False
         self._ended = False
@@ -76,6 +77,8 @@ class Deputy:
             self.crew.end(self._tick)
             return self._end(order.state)
         view, meeting = self.crew.view(), order.meeting
+        if self._lost:
+            return False
         if meeting is not None and order.run and meeting.attempt > self._attempt and self.wire.silence() < SILENT:
             self._start(order, meeting)
         elif view.busy and not order.run:
@@ -125,5 +128,5 @@ class Deputy:
 
     def _tell(self, *, leaving: bool = False) -> None:
         self._told_at = time.monotonic()
-        view = replace(self.crew.view(), ended=self._ended, leaving=leaving)
+        view = replace(self.crew.view(), ended=self._ended, leaving=leaving, lost=self._lost)
         self.wire.tell(view.as_json())

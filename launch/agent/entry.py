@@ -16,6 +16,7 @@ from launch.agent.deputy import Deputy
 from launch.agent.ledger import Ledger
 from launch.agent.supervise import Supervisor
 from launch.agent.unit import Unit
+from launch.agent.watch import Verdict
 from launch.job import JobFolder
 
 # Whoever starts an agent in a unit hands it the secrets right after.
@@ -49,8 +50,16 @@ def main(path: str) -> int:
 
 def _serve(folder: JobFolder, unit: Unit) -> None:
     spec = folder.spec()
-    secrets = _secrets(folder, spec.secrets)
-    if spec.link is not None and folder.node() != spec.ranks[0].node:
+    obeys = spec.link is not None and folder.node() != spec.ranks[0].node
+    try:
+        secrets = _secrets(folder, spec.secrets)
+    except SecretsGoneError as error:  # the other node must not wait for a rank that cannot start
+        if obeys:
+            Deputy(folder, {}, unit, lost=error.message).run()
+        else:
+            Supervisor(folder, {}, unit).give_up(Verdict("failed", error.message, error.fix))
+        return
+    if obeys:
         Deputy(folder, secrets, unit).run()
         return
     Supervisor(folder, secrets, unit).run()
@@ -68,16 +77,17 @@ def _secrets(folder: JobFolder, names: tuple[str, ...]) -> Mapping[str, str]:
     with contextlib.suppress(OSError):
         # Whoever has made the pipe takes it away again.
         return {**given, **_read(os.open(folder.secrets_pipe, os.O_RDONLY | os.O_NONBLOCK))}
-    raise SecretsGoneError(names)
+    raise SecretsGoneError(folder, names)
 
 
 class SecretsGoneError(SparkctlError):
     """They are kept in memory alone."""
 
-    def __init__(self, names: tuple[str, ...]) -> None:
+    def __init__(self, folder: JobFolder, names: tuple[str, ...]) -> None:
+        what = f"{', '.join(names)} {'was' if len(names) == 1 else 'were'}"
         super().__init__(
-            f"the inventory's {', '.join(names)} were only in the agent's memory, and it had to start anew",
-            "run the job again",
+            f"node {folder.node()}: the inventory's {what} only in the memory of the agent, which had to start anew",
+            f"`sparkctl resume {folder.id}` hands over what is needed, and goes on",
         )
 
 

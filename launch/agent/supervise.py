@@ -18,12 +18,14 @@ from launch.agent.stop import Leaving, StopAsked
 from launch.agent.talk import Order
 from launch.agent.unit import Unit
 from launch.agent.view import LinkView, NodeView
-from launch.agent.watch import SILENT, STARTED_WITHIN, STOPPED, Attempt, Verdict, is_well, judge, rails_up
+from launch.agent.watch import SILENT, STARTED_WITHIN, STOPPED, Attempt, Verdict, cannot, is_well, judge, rails_up
 from launch.job import JobFolder
 
 TICK = 0.1
 # Both sides must be down within 10 s of a failure; a peer that is silent for longer has seen to it by itself.
 CLEAR_WITHIN = SILENT + 5.0
+# After a boot it takes a while until the other node is heard.
+HEARD_WITHIN = 60.0
 # How long it is waited for both nodes to be well again, before the job is given up.
 PATIENCE = 3600.0
 
@@ -69,6 +71,14 @@ class Supervisor:
         self._clear()
         self._finish(verdict)
 
+    def give_up(self, verdict: Verdict) -> None:
+        """End the job without another attempt, as soon as the peer hears of it."""
+        self.events.note("verdict", state=verdict.state, reason=verdict.reason, again=False)
+        deadline = time.monotonic() + HEARD_WITHIN
+        while self.wire is not None and self.wire.body is None and time.monotonic() < deadline:
+            self._tick()
+        self._finish(verdict)
+
     def _attempts(self) -> Verdict:
         before = self.ledger.state
         number, verdict = before.attempt, None
@@ -108,6 +118,9 @@ class Supervisor:
         while True:
             if self.folder.stop_asked():
                 return STOPPED
+            for node in self._nodes():
+                if node.lost:
+                    return cannot(self.spec.id, node)
             trouble = self._trouble(look_for_room=not (first and self._is_new))
             if not trouble:
                 return None

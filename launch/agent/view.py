@@ -57,6 +57,7 @@ class NodeView:
         disk_free: bytes free for the job's folder; None: unknown.
         leaving: the machine goes down, or the agent was told to go.
         ended: it has written the end of the job down, and goes.
+        lost: why it can start no rank of this job any more; empty: it can.
         warning: what slows the job down there, and what to do; empty: nothing that is known.
     """
 
@@ -71,6 +72,7 @@ class NodeView:
     ended: bool = False
     agent_pid: int = 0
     warning: str = ""
+    lost: str = ""
 
     @property
     def busy(self) -> bool:

@@ -62,7 +62,7 @@ def judge(attempt: Attempt, nodes: Sequence[NodeView], link: LinkView | None) ->
         link: None where there is only one node.
     """
     return (
-        _left(nodes)
+        _left(attempt, nodes)
         or _ended(attempt, nodes, link)
         or (_silent(attempt, nodes, link) if link is not None else None)
         or _memory(nodes)
@@ -72,13 +72,20 @@ def judge(attempt: Attempt, nodes: Sequence[NodeView], link: LinkView | None) ->
     )
 
 
-def _left(nodes: Sequence[NodeView]) -> Verdict | None:
+def _left(attempt: Attempt, nodes: Sequence[NodeView]) -> Verdict | None:
     for node in nodes[1:]:
+        if node.lost:
+            return cannot(attempt.job, node)
         if node.leaving:
             return Verdict(
                 "failed", f"node {node.node} goes down", f"is it being restarted? see {node.node}", again=True
             )
     return None
+
+
+def cannot(job: str, node: NodeView) -> Verdict:
+    """The end, as a node can start no rank of the job any more."""
+    return Verdict("failed", node.lost, f"`sparkctl resume {job}` hands over what is needed, and goes on")
 
 
 def _ended(attempt: Attempt, nodes: Sequence[NodeView], link: LinkView | None) -> Verdict | None:

@@ -178,3 +178,27 @@ def test_a_job_that_takes_all_memory_is_stopped_before_the_box_freezes_and_can_b
     _no_step_has_two_losses(running)
     assert laptop("stop", running.job).returncode == 0
     laptop.until(lambda: not laptop.remains(), 60, "the end of both agents")
+
+
+@pytest.mark.parametrize("side", [0, 1])
+def test_secrets_that_an_agent_lost_end_the_job_on_both_nodes_and_are_handed_over_by_resume(
+    laptop: Laptop, side: int
+) -> None:
+    recipe = laptop.recipe("secret", max_steps=100_000, eval_steps=None, val_set_size=None, save_steps=20)
+    made, host = Running(laptop, laptop.detach(recipe)), laptop.lab.hosts[side]
+    made.at_work(1)
+    os.kill(made.agent_of(host), signal.SIGKILL)
+    laptop.until(lambda: not laptop.remains(), 90, "the end of both agents")
+    for one in laptop.lab.hosts:
+        state = laptop.state(one, made.job)
+        assert state is not None and state.state == "failed"
+        assert state.reason == (
+            f"node {host.name}: the inventory's PAIR_TOKEN was only in the memory of the agent, which had to start anew"
+        )
+        assert state.fix.startswith(f"`sparkctl resume {made.job}` hands over")
+    if side:
+        resumed = laptop("resume", made.job, "--detach")
+        assert resumed.returncode == 0, resumed.stderr
+        _back(made, 1)
+        assert laptop("stop", "--now", made.job).returncode == 0
+        laptop.until(lambda: not laptop.remains(), 60, "the end of both agents")
