@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ from launch.export import command_script
 from launch.job import JobFolder
 from launch.recipe import CommandRecipe
 from tests.commandline import finished, losses
+from tests.slurm import NoSlurmError, running
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -66,6 +69,55 @@ def test_the_script_trains_as_the_job_does(
     assert ran.returncode == 0, ran.stdout[-3000:] + ran.stderr[-3000:]
     assert losses(job) == pytest.approx(losses(seen.job), abs=1e-6)
     assert len(losses(job)) == 12
+
+
+@pytest.fixture(scope="module")
+def real_slurm() -> Iterator[Path]:
+    """The configuration of a Slurm that runs; where none will, its stand-in above has to do."""
+    with ExitStack() as stack:
+        try:
+            yield stack.enter_context(running())
+        except NoSlurmError as error:
+            pytest.skip(f"Slurm: {error}")
+
+
+def submit(conf: Path, script: Path, **more: str) -> subprocess.CompletedProcess[str]:
+    """Hand a script to it, and wait for the job's end; the output of the job."""
+    given = {name: value for name, value in environment(script.parent, **more).items() if not name.startswith("SLURM_")}
+    log = script.parent / "job.log"
+    done = subprocess.run(
+        ["sbatch", "--wait", f"--output={log}", str(script)],
+        cwd=script.parent,
+        env=given | {"SLURM_CONF": str(conf)},
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    return subprocess.CompletedProcess(done.args, done.returncode, log.read_text() if log.exists() else "", done.stderr)
+
+
+def test_a_real_slurm_trains_as_the_job_does(real_slurm: Path, tmp_path: Path, unused_port: int) -> None:
+    seen = finished()
+    script = tmp_path / "script"
+    assert seen.commands("export", "tiny.yaml", "--to", "slurm", "-o", str(script)).returncode == 0
+    job = JobFolder(tmp_path / "job")
+    ran = submit(real_slurm, script, SPARKCTL_JOB=str(job.path), MASTER_PORT=str(unused_port))
+    assert ran.returncode == 0, ran.stdout[-3000:] + ran.stderr[-3000:]
+    assert losses(job) == pytest.approx(losses(seen.job), abs=1e-6)
+    assert len(losses(job)) == 12
+
+
+def test_a_real_slurm_runs_each_side_of_a_command(real_slurm: Path, tmp_path: Path) -> None:
+    sides = {
+        "head": ["echo", "head", "{node_rank}", "{peer_addr}"],
+        "peer": ["echo", "peer", "{node_rank}", "{head_addr}"],
+    }
+    script = tmp_path / "script"
+    script.write_text(command_script(command(command=sides), "slurm", version="0"))
+    ran = submit(real_slurm, script)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert sorted(ran.stdout.splitlines()) == ["head 0 n1", "peer 1 n0"]
 
 
 @pytest.fixture
