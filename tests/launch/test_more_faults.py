@@ -121,7 +121,7 @@ def test_a_disk_that_is_full_at_a_checkpoint_is_named_and_waited_for(running: Ru
         peer.free_disk()
 
     try:
-        running.survives(peer.fill_disk, mend, "cannot be written (No space left on device)")
+        running.survives(peer.fill_disk, mend, "No space left on device")
     finally:
         peer.free_disk()
     _no_step_has_two_losses(running)

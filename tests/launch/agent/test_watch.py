@@ -37,6 +37,11 @@ def test_all_is_well() -> None:
     assert verdict(node(0), node(1)) is None
 
 
+def test_a_node_that_can_start_no_rank_any_more_ends_the_job_for_good() -> None:
+    lost = node(1, attempt=0, ranks=(), lost="node b: the inventory's TOKEN was only in the memory of the agent")
+    assert verdict(node(0), lost) == ("node b: the inventory's TOKEN was only in the memory of the agent", None, False)
+
+
 def test_both_ended_well_is_success() -> None:
     assert judge(ATTEMPT, (node(0, rank(0, status=0)), node(1, rank(1, status=0))), LINK) is SUCCEEDED
     assert verdict(node(0, rank(0, status=0)), node(1)) is None
