@@ -1,4 +1,4 @@
-"""What each fault costs a fine-tune over two hosts: `python -m tests.benchmarks.faults`, as root. One table.
+"""What each fault costs a fine-tune over two hosts: `python -m tests.benchmarks.faults [FAULT...]`, as root. One table.
 
 detected  seconds from the fault to the head's verdict
 down      seconds from the verdict until no rank of the attempt ran on either node
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -38,6 +39,8 @@ def main() -> None:
         running.at_work(1)
         print(f"{'fault':28} {'detected':>9} {'down':>7} {'back':>7} {'lost':>6}")
         for name, fault, mend in _faults(laptop, running):
+            if sys.argv[1:] and name not in sys.argv[1:]:
+                continue
             print(f"{name:28} {_row(running, fault, mend)}", flush=True)
         laptop("stop", "--now", running.job)
 
@@ -56,6 +59,7 @@ def _faults(laptop: Laptop, running: Running) -> list[tuple[str, Callable[[], ob
         ("agent of the peer killed", kill(lambda: running.agent_of(peer), signal.SIGKILL), nothing),
         ("one rail dark", lambda: lab.cut(1), nothing),
         ("link dark", lab.cut, lab.heal),
+        ("disk full at a checkpoint", peer.fill_disk, peer.free_disk),
         ("power of the peer", peer.power_off, peer.power_on),
     ]
 
