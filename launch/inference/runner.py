@@ -14,10 +14,11 @@ from cluster.errors import WrongInputError
 from launch.inference import wire
 from launch.inference.sampler import Row, draw
 from launch.inference.slots import Place, Slots, full_mask, window_mask
+from launch.inference.temper import tempered
 from launch.inference.wire import WireStep
 from launch.shard.stage import Stage
 
-_ATTENDING = ("full_attention", "sliding_attention")
+_ATTENDING = ("full_attention", "sliding_attention", "chunked_attention")
 _WITHOUT_MASK = ("linear_attention", "conv")
 
 
@@ -48,7 +49,8 @@ class Runner:
         self._adapters = adapters
         self._drawn: dict[int, _Drawn] = {}
         self._takes_masks_by_kind = "attention_mask, dict)" in inspect.getsource(type(stage.decoder).forward)
-        self._check_kinds()
+        self._in_chunks = "chunked_attention" in self._check_kinds()
+        self._tempers = tempered(stage)
 
     @property
     def shares(self) -> bool:
@@ -77,6 +79,8 @@ class Runner:
         )
         if self._adapters is not None:
             self._adapters.choose([row.adapter for row in rows])
+        for temper in self._tempers:
+            temper.positions = place.positions
         output = self.stage.forward(
             inputs,
             attention_mask=self._masks(place),
@@ -92,17 +96,19 @@ class Runner:
         self._spent(began)
         return torch.tensor([self.busy, *numbers], dtype=torch.float64)
 
-    def _check_kinds(self) -> None:
-        """A mask that does not fit a layer would be silently wrong, so what is not known is refused."""
+    def _check_kinds(self) -> set[str]:
+        """The kinds of layers. A mask that does not fit a layer would be silently wrong, so what is not known is refused."""
         kinds = set(getattr(self.stage.config.get_text_config(decoder=True), "layer_types", None) or ())
         attending = kinds - set(_WITHOUT_MASK)
         several = len(attending) > 1 and not self._takes_masks_by_kind
         unknown = attending - set(_ATTENDING)
+        unknown |= attending if {"sliding_attention", "chunked_attention"} <= attending else set()
         if unknown or several or len({layer.window for layer in self.slots.windows}) > 1:
             raise WrongInputError(
                 f"{type(self.stage.model).__name__}: its layers ({', '.join(sorted(kinds))}) cannot be served together yet",
                 "choose another model",
             )
+        return kinds
 
     def _spent(self, began: float) -> None:
         if self.stage.device.type == "cuda":
@@ -123,7 +129,8 @@ class Runner:
         masks: dict[str, torch.Tensor | None] = dict.fromkeys(_WITHOUT_MASK)
         masks |= dict.fromkeys(_ATTENDING, full_mask(place, dtype))
         if windows:
-            masks["sliding_attention"] = window_mask(place, windows[0], dtype)
+            kind = "chunked_attention" if self._in_chunks else "sliding_attention"
+            masks[kind] = window_mask(place, windows[0], dtype, in_chunks=self._in_chunks)
         return masks
 
     def _reply(self, step: WireStep, logits: torch.Tensor) -> list[float]:

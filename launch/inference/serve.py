@@ -28,7 +28,7 @@ def run(folder: JobFolder, spec: JobSpec, rank: int, device: torch.device, repor
     recipe = parse_dump(spec.recipe_at(rank))
     assert isinstance(recipe, InferenceRecipe)
     listener = (
-        server.listen(recipe.host, recipe.port) if rank == 0 else None
+        server.listen_again(recipe.host, recipe.port, folder) if rank == 0 else None
     )  # a taken port is told before anything is loaded
     stage = Stage.load(
         Path(recipe.base_model),

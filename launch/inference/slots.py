@@ -228,17 +228,21 @@ def full_mask(place: Place, dtype: torch.dtype) -> torch.Tensor:
     return _added(columns > place.positions[:, :, None], dtype)
 
 
-def window_mask(place: Place, layer: WindowSlots, dtype: torch.dtype) -> torch.Tensor:
-    """As `full_mask`, [rows, 1, tokens, columns of the ring, and with more than one token those tokens]."""
+def window_mask(place: Place, layer: WindowSlots, dtype: torch.dtype, *, in_chunks: bool = False) -> torch.Tensor:
+    """As `full_mask`, [rows, 1, tokens, columns of the ring, and with more than one token those tokens].
+
+    With `in_chunks` windows do not slide: who is in one chunk of the sequence sees what came before in it (Llama 4's layers with
+    rotary positions).
+    """
     queries, size = place.positions[:, :, None], layer.columns
     columns = torch.arange(size, device=queries.device)
     single = queries.shape[1] == 1
     last = place.positions if single else _starts(place.positions)[:, None] - 1
-    kept = (last - (last - columns) % size)[:, None, :]
-    seen = (kept >= 0) & (kept > queries - layer.window) & (kept <= queries)
+    kept, own = (last - (last - columns) % size)[:, None, :], place.positions[:, None, :]
     if not single:
-        own = place.positions[:, None, :]
-        seen = torch.cat([seen, (own >= 0) & (own <= queries) & (own > queries - layer.window)], dim=2)
+        kept = torch.cat([kept, own], dim=2)
+    first = queries - queries % layer.window if in_chunks else queries - layer.window + 1
+    seen = (kept >= 0) & (kept >= first) & (kept <= queries)
     return _added(~seen, dtype)
 
 

@@ -32,10 +32,10 @@ def prompts(count: int, length: int, seed: int = 0) -> Prompts:
 
 
 def mixed() -> tuple[Prompts, list[int]]:
-    """32 prompts of 8 to 96 tokens, and the 8 to 48 tokens that are to come of each."""
+    """32 prompts of 8 to 64 tokens, and the 8 to 32 tokens that are to come of each."""
     draw = random.Random(1)  # noqa: S311
-    made = [prompts(1, draw.randrange(8, 97), seed)[0] for seed in range(MIXED)]
-    return made, [draw.randrange(8, 49) for _ in made]
+    made = [prompts(1, draw.randrange(8, 65), seed)[0] for seed in range(MIXED)]
+    return made, [draw.randrange(8, 33) for _ in made]
 
 
 def decoding(rank: int, folder: Path, rows: int, tokens: int) -> list[tuple[float, float, float]]:
@@ -90,7 +90,7 @@ def sleeping(rank: int, folder: Path) -> list[tuple[float, float, float]]:
 def many(rank: int, folder: Path) -> list[float]:
     """Tokens/s of 32 requests of mixed lengths over two stages, prompts included, in each of five rounds."""
     pin(rank)
-    engine = Rank(load(folder, rank, 2), rank, slots=16, chunk=512, longest=256)
+    engine = Rank(load(folder, rank, 2), rank, slots=MIXED, chunk=512, longest=256)
     asked, counts = mixed()
     speeds = []
     engine.ask(asked[:2], [4, 4])

@@ -40,6 +40,15 @@ def listen(host: str, port: int) -> socket.socket:
     return listener
 
 
+def listen_again(host: str, port: int, folder: JobFolder) -> socket.socket:
+    """As `listen`; where any port will do, the one that an earlier attempt of the job had, so that its clients find it again."""
+    before = Endpoint.read(folder.path) if port == 0 else None
+    if before is not None:
+        with contextlib.suppress(WrongInputError):  # somebody else has it by now
+            return listen(host, before.port)
+    return listen(host, port)
+
+
 def serve(listener: socket.socket, service: Service, folder: JobFolder, reporter: Reporter) -> None:
     """Answer until the agent asks for a stop, or the engine is gone; then drain: nothing new is taken, what runs may end.
 

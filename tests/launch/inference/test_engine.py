@@ -116,13 +116,17 @@ def answer_plain(rank: int, folder: Path, world: int, requests: list[GenerationR
     return heard.tokens
 
 
-@pytest.mark.parametrize("architecture", ["gpt-oss", "mistral-window", "qwen3-next", "llama-tied"])
+# Llama 4: chunks of 32 tokens, and queries that are scaled anew every 8 instead of every 8192 tokens.
+LAYERS = {"llama4": {"no_rope_layer_interval": 2, "floor_scale": 8}}
+
+
+@pytest.mark.parametrize("architecture", ["gpt-oss", "mistral-window", "qwen3-next", "llama-tied", "llama4"])
 def test_every_kind_of_layer_keeps_what_it_needs_of_long_prompts(architecture: str, tmp_path: Path) -> None:
-    folder = models.make(tmp_path / "model", architecture)
+    folder = models.make(tmp_path / "model", architecture, **LAYERS.get(architecture, {}))
     draw = random.Random(4)  # noqa: S311 - reproducible, not secret
     requests = [
         GenerationRequest(str(n), tuple(draw.randrange(256) for _ in range(length)), 12, FREE)
-        for n, length in enumerate((1, 15, 16, 17, 33, 64, 90, 100))
+        for n, length in enumerate((1, 15, 16, 17, 31, 33, 64, 90, 100))
     ]
     answers = run_ranks(answer_plain, folder, 2, requests, seconds=WITHIN)[0]
     model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
