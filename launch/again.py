@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import secrets
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,7 +17,8 @@ from launch import job, reach
 from launch.spec import JobSpec
 
 if TYPE_CHECKING:
-    from launch.handle import JobHandle, PairHandle
+    from launch.handle import JobHandle, PairHandle, Row
+    from launch.recipe import Recipe
 
 _DIGITS = 12
 
@@ -28,6 +30,20 @@ def fingerprints(spec: JobSpec) -> dict[str, str]:
     """
     plan = [spec.strategy, spec.layers, *([rank.node, rank.start, rank.end] for rank in spec.ranks)]
     return {"recipe": _digest(spec.recipe), "plan": _digest(plan), "code": spec.code, "model": spec.model}
+
+
+def finished_before(wanted: Recipe, rows: Sequence[Row]) -> str | None:
+    """The newest job that has finished this very recipe, if there is one. Pure."""
+    dump = wanted.model_dump(mode="json")
+    for row in reversed(rows):
+        if (
+            row.spec is not None
+            and row.state is not None
+            and row.state.state == "succeeded"
+            and row.spec.recipe == dump
+        ):
+            return row.id
+    return None
 
 
 def model_of(path: str) -> str:

@@ -81,7 +81,7 @@ def run(
     """Run RECIPE on the pair: check it, plan it, start it, follow it. Ctrl-C detaches; the job goes on."""
     from launch import recipe as recipes
     from launch import start
-    from launch.recipe import CommandRecipe, InferenceRecipe
+    from launch.recipe import CommandRecipe, FinetuneRecipe, InferenceRecipe
 
     if (recipe is None) == (again is None) or (again is not None and (overrides or dry_run)):
         raise click.UsageError("give a RECIPE, or --again JOB and nothing of a recipe")
@@ -102,6 +102,8 @@ def run(
         if len(prepared.plan.ranks) > 1 and not force:
             pair.connect()
             pair.refuse_bad_link()
+        if isinstance(prepared.recipe, FinetuneRecipe) and not detach:
+            _tell_of_the_one_before(options, prepared, pair)
         job = started(options, prepared, pair)
         if detach:
             click.echo(json.dumps({"job": job.id}) if options.json else job.id)
@@ -110,6 +112,14 @@ def run(
         if isinstance(prepared.recipe, InferenceRecipe):
             return _served(options, pair, job)
         return _end(options, job, follow_training(options, job))
+
+
+def _tell_of_the_one_before(options: Options, prepared: Prepared, pair: PairHandle) -> None:
+    from launch import again
+
+    before = again.finished_before(prepared.recipe, pair.rows()[0])
+    if before is not None:
+        options.say(f"job {before} has finished this recipe already; this starts a new one")
 
 
 def _again(options: Options, given: str, *, detach: bool, force: bool) -> int:
@@ -187,6 +197,10 @@ def follow_training(options: Options, job: JobHandle) -> JobState | None:
                 state = update.state
                 view.state(state.state)
                 view.entries(update.entries)
+        summary = view.summary()
+        if summary is not None and state is not None and state.state == "succeeded":
+            for line in summary.lines():
+                options.say(line)
     except KeyboardInterrupt:
         click.echo(f"\ndetached; the job goes on. sparkctl logs -f {job.id} | sparkctl stop {job.id}", err=True)
         return None

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Task, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from cluster.inventory import Inventory
     from launch.job import JobState
     from launch.start import Prepared
+    from sparkctl.summary import Summary
 
 EMBEDDED = "embedded pair: {ranks} on this machine over loopback (gloo), no Spark involved"
 
@@ -97,6 +98,13 @@ class TrainingView:
         self._progress = _bar(self._console)
         self._task = self._progress.add_task(name, total=None, note="starting")
         self._printed_at = 0.0
+        self._seen: list[dict[str, Any]] = []
+
+    def summary(self) -> Summary | None:
+        """What it came to, as far as it was seen."""
+        from sparkctl.summary import Summary
+
+        return Summary.of(self._seen)
 
     def __enter__(self) -> TrainingView:
         if self._live:
@@ -124,6 +132,7 @@ class TrainingView:
     def entries(self, entries: Iterable[dict[str, Any]]) -> None:
         """New lines of metrics.jsonl."""
         for entry in entries:
+            self._seen.append(entry)
             if self._live:
                 self._update(entry)
             elif not self._quiet and self._due(entry):
@@ -132,6 +141,7 @@ class TrainingView:
     def _update(self, entry: dict[str, Any]) -> None:
         if "loss" in entry:
             note = f"loss {entry['loss']:.3f}  accuracy {entry['token_accuracy']:.0%}  {entry['tokens_per_s']:,.0f} tokens/s"
+            self._progress.details = details(entry)
             self._progress.update(self._task, completed=entry["step"], total=entry["total_steps"], note=note)
         else:
             self._progress.console.print(line(entry))
@@ -156,6 +166,31 @@ def line(entry: dict[str, Any]) -> str:
     )
 
 
+def details(entry: dict[str, Any]) -> str:
+    """What stands below the bar."""
+    from sparkctl.summary import vitals
+
+    found = [
+        ("epoch", f"{entry['epoch']:.2f}"),
+        ("grad norm", f"{entry['grad_norm']:.3g}"),
+        ("rate", f"{entry['learning_rate']:.2e}"),
+        *vitals(entry),
+    ]
+    return "  " + "  ".join(f"{name} {value}" for name, value in found if value)
+
+
+class _Bar(Progress):
+    """A bar, and a line of details below it."""
+
+    details = ""
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        """The two lines."""
+        yield from super().get_renderables()
+        if self.details:
+            yield Text(self.details, style="dim", no_wrap=True, overflow="ellipsis")
+
+
 class _Steps(ProgressColumn):
     """How many steps of how many, once that is known."""
 
@@ -170,8 +205,8 @@ class _TimeLeft(TimeRemainingColumn):
         return Text() if task.stop_time is not None or not task.completed else super().render(task)
 
 
-def _bar(console: Console) -> Progress:
-    return Progress(
+def _bar(console: Console) -> _Bar:
+    return _Bar(
         SpinnerColumn(),
         TextColumn("{task.description}"),
         BarColumn(bar_width=28 if console.width >= 100 else 12),

@@ -10,6 +10,7 @@ import math
 import os
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from cluster.errors import FailedError
 from launch import group
 from launch.agent.report import Report, Reporter
 from launch.chat import Sample
-from launch.finetune import data, optimizers, packing, schedule
+from launch.finetune import card, data, optimizers, packing, schedule, vitals
 from launch.finetune.checkpoint import Checkpoints, Found
 from launch.finetune.metrics import MetricsLog, StepMetrics
 from launch.finetune.pipeline import Pipeline
@@ -66,6 +67,8 @@ def run(folder: JobFolder, spec: JobSpec, rank: int, device: torch.device, repor
     reporter.rest("saving the result")
     place.mkdir(parents=True, exist_ok=True)
     where = strategy.save(adapter=place / "adapter", model=place / "model", tokenizer=tokenizer)
+    if rank == 0:
+        card.write(where, spec, recipe, folder.metrics, samples=len(corpus.train), held_out=len(corpus.validation))
     if place != folder.path and rank == 0:  # where `ask` looks for it
         (folder.path / where.name).symlink_to(where)
     if rank == 0:
@@ -132,8 +135,12 @@ def train(
         tallies.append(tally)
         window.add(tally, sum(m.learned for m in batch), sum(m.tokens for m in batch))
         reporter.tell(Report("step", step=step))
-        if log is not None and (step % recipe.logging_steps == 0 or step in (1, total)):
-            log.log(window.metrics(step, total, step / per_epoch, norm, rate))
+        if step % recipe.logging_steps == 0 or step in (1, total):
+            waiting = strategy.waiting if isinstance(strategy, Pipeline) else None
+            made = window.metrics(step, total, step / per_epoch, norm, rate)
+            told = vitals.exchange(waiting, window.elapsed, strategy.device)
+            if log is not None:
+                log.log(replace(made, busy=told.busy, memory=told.memory))
         if corpus.validation and (step % (recipe.eval_steps or per_epoch) == 0 or step == total):
             reporter.rest("an evaluation")
             _evaluate(strategy, recipe, corpus.validation, step, log)
@@ -205,6 +212,8 @@ class _Window:
     """Sums since the last logged step."""
 
     def __init__(self) -> None:
+        self._begun = time.monotonic()
+        self.elapsed = 0.0  # of the last window that was logged
         self._reset()
 
     def _reset(self) -> None:
@@ -219,6 +228,8 @@ class _Window:
         self.tokens += tokens
 
     def metrics(self, step: int, total: int, epoch: float, norm: float, rate: float) -> StepMetrics:
+        now = time.monotonic()
+        self.elapsed = now - self.since
         made = StepMetrics(
             step=step,
             total_steps=total,
@@ -227,7 +238,8 @@ class _Window:
             grad_norm=norm,
             learning_rate=rate,
             token_accuracy=self.correct / self.learned,
-            tokens_per_s=self.tokens / (time.monotonic() - self.since),
+            tokens_per_s=self.tokens / self.elapsed,
+            seconds=round(now - self._begun, 3),
         )
         self._reset()
         return made

@@ -13,7 +13,10 @@ from launch.job import JobFolder
 
 @dataclass(frozen=True)
 class StepMetrics:
-    """One logged step. `loss` and `token_accuracy` are means over the learned tokens since the last logged step."""
+    """One logged step. `loss` and `token_accuracy` are means over the learned tokens since the last logged step.
+
+    `busy` and `memory` have an entry for each rank, see Vitals; `seconds` counts from the first step of this attempt.
+    """
 
     step: int
     total_steps: int
@@ -23,6 +26,9 @@ class StepMetrics:
     learning_rate: float
     token_accuracy: float
     tokens_per_s: float
+    seconds: float = 0.0
+    busy: tuple[float, ...] = ()
+    memory: tuple[int, ...] = ()
 
 
 class MetricsLog:

@@ -16,6 +16,7 @@ from launch.finetune.data import MicroBatch
 from launch.finetune.optimizers import Trained
 from launch.finetune.schedule import Move, one_forward_one_backward
 from launch.finetune.strategy import Tally, token_loss
+from launch.finetune.vitals import Waiting
 from launch.recipe import FinetuneRecipe
 from launch.shard.handoff import Handoff
 from launch.shard.stage import Stage
@@ -36,6 +37,7 @@ class Pipeline:
         self.stage = stage
         self.device = stage.device
         self.handoff = Handoff(stage.device, alone=stage.cut.whole)
+        self.waiting = Waiting(stage.device)
         self._autocast = autocast
         self._adapted: Any = None if recipe.adapter == "full" else adapt.add_lora(stage, recipe)
         self._tie = self._tied_embedding()
@@ -128,7 +130,8 @@ class Pipeline:
         rows, tokens = micro_batch.input_ids.shape
         received = None
         if not self.stage.cut.first:
-            received = self.handoff.recv_forward((rows, tokens, self.stage.hidden_size), self.stage.dtype)
+            with self.waiting.on_device():
+                received = self.handoff.recv_forward((rows, tokens, self.stage.hidden_size), self.stage.dtype)
             received.requires_grad_(torch.is_grad_enabled())
         device = self.stage.device.type
         with torch.autocast(device, dtype=self._autocast or torch.bfloat16, enabled=self._autocast is not None):
@@ -147,7 +150,8 @@ class Pipeline:
     def _backward(self, passing: _Passing) -> None:
         gradient = None
         if not self.stage.cut.last:
-            gradient = self.handoff.recv_backward(tuple(passing.output.shape), self.stage.dtype)
+            with self.waiting.on_device():
+                gradient = self.handoff.recv_backward(tuple(passing.output.shape), self.stage.dtype)
         if passing.output.requires_grad:
             torch.autograd.backward(passing.output, gradient)
         if passing.received is not None:
@@ -155,7 +159,8 @@ class Pipeline:
             self.handoff.send_backward(torch.zeros_like(passing.received) if grad is None else grad)
 
     def _tally(self, sums: torch.Tensor, learned: int) -> Tally:
-        self._sum_over_ranks(sums)
+        with self.waiting.on_host():  # the last stage has no more to do while the gradients go back
+            self._sum_over_ranks(sums)
         return Tally(loss=float(sums[0]) / learned, accuracy=float(sums[1]) / learned)
 
     def _tied_embedding(self) -> nn.Parameter | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import ipaddress
 import json
 import re
@@ -9,9 +10,12 @@ import stat
 from pathlib import Path
 
 import pytest
+import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from sparkctl import __version__
 from tests.commandline import SHELL_SECRETS, finished, gone, losses, metrics, wait_for
+from tests.terminal import Terminal
 
 pytestmark = pytest.mark.timeout(300)  # the first test that asks for `finished` waits for all of it
 SCALARS = ("epoch", "grad_norm", "learning_rate", "loss", "token_accuracy")
@@ -49,6 +53,75 @@ def test_tensorboard_has_the_five_charts() -> None:
         points = events.Scalars(f"train/{name}")
         assert [point.step for point in points] == [entry["step"] for entry in steps]
         assert [point.value for point in points] == pytest.approx([entry[name] for entry in steps], rel=1e-6)
+
+
+def test_each_logged_step_tells_how_busy_both_ranks_are_and_what_they_hold() -> None:
+    steps = [entry for entry in metrics(finished().job) if "loss" in entry]
+    for entry in steps:
+        assert len(entry["busy"]) == len(entry["memory"]) == 2
+        assert all(0 <= share <= 1 for share in entry["busy"])
+        assert all(100 << 20 < most < 16 << 30 for most in entry["memory"])
+    assert any(min(entry["busy"]) < 1 for entry in steps), "two stages always wait for each other now and then"
+    assert [entry["seconds"] for entry in steps] == sorted(entry["seconds"] for entry in steps)
+
+
+def test_the_result_has_a_card_from_which_it_could_be_made_again() -> None:
+    seen = finished()
+    card = (seen.job.adapter / "README.md").read_text()
+    _, front, text = card.split("---\n", 2)
+    assert yaml.safe_load(front) == {
+        "library_name": "peft", "pipeline_tag": "text-generation", "tags": ["sparkctl", "lora"],
+    }  # fmt: skip
+    data = seen.commands.folder / "rows.jsonl"
+    assert f"| rows.jsonl | qa | `{hashlib.sha256(data.read_bytes()).hexdigest()}` |" in text
+    assert f'sparkctl ask {seen.job.id} "your question"' in text
+    assert "20 samples to train on, 4 held out" in text
+    shown = re.search(r"```yaml\n(.*?)```", text, re.DOTALL)
+    assert shown is not None
+    recipe = yaml.safe_load(shown[1])
+    assert recipe["datasets"] == [{"path": "rows.jsonl", "type": "qa", "weight": 1.0}]
+    assert (recipe["max_steps"], recipe["lora_r"], recipe["base_model"]) == (12, 4, "model")
+    entries = metrics(seen.job)
+    assert f"| training, last logged step | 12 | {losses(seen.job)[-1]:.4f} |" in text
+    assert f"| evaluation | 12 | {entries[-1]['eval_loss']:.4f} |" in text
+    assert f"sparkctl {__version__}, Python" in text
+    assert "torch " in text
+    assert str(seen.commands.folder) not in card
+    assert "hello" not in card
+
+
+def test_a_second_job_does_not_tokenise_again() -> None:
+    seen = finished()
+    done = seen.commands("run", "tiny.yaml", "--set", "max_steps=1", "--set", "name=again", "--quiet")
+    assert done.returncode == 0, done.stderr
+    job = next(job for job in seen.commands.jobs() if job.id.startswith("again-"))
+    assert "held out, from the cache of tokens" in job.log(0).read_text()
+    tokens = [path for path in (seen.commands.home / "tokens").iterdir() if path.is_dir()]
+    assert len(tokens) == 1
+
+
+def test_on_a_terminal_there_is_a_bar_and_what_lies_below_it() -> None:
+    seen = finished()
+    argv = seen.commands.argv("run", "tiny.yaml", "--set", "max_steps=6", "--set", "name=shown")
+    environment = {**seen.commands.environment, "TERM": "xterm-256color", "COLUMNS": "120", "LINES": "40"}
+    with Terminal(argv, cwd=seen.commands.folder, env=environment) as terminal:
+        terminal.expect(r"6/6")
+        terminal.expect(r"epoch 2\.00  grad norm [\d.e-]+  rate [\d.e-]+  busy \d+% \+ \d+%  memory \d+ MiB \+ \d+ MiB")
+        terminal.expect(r"steps +.*6 of 6, 2 epochs")
+        terminal.expect(r"sparkctl ask shown-")
+        assert terminal.ended() == 0
+
+
+def test_a_recipe_that_was_finished_before_is_started_anew_and_that_is_said() -> None:
+    seen = finished()
+    done = seen.commands("run", "tiny.yaml")
+    assert done.returncode == 0, done.stderr
+    assert f"job {seen.job.id} has finished this recipe already; this starts a new one" in done.stdout
+    new = re.search(r"^job (tiny-[0-9a-f]{4}): ", done.stdout, re.MULTILINE)
+    assert new is not None
+    assert new[1] != seen.job.id
+    other = seen.commands("run", "tiny.yaml", "--set", "max_steps=1", "--set", "seed=1")
+    assert "already" not in other.stdout
 
 
 def test_everything_that_listens_is_on_loopback() -> None:
@@ -147,7 +220,12 @@ def test_one_node_runs_the_recipe_whole_and_gives_the_same_losses() -> None:
     assert re.fullmatch(r" +0 +left +embedding \+ layers 0-3 \+ head +\d+ KiB +100%", row)
     assert started == f"job {job.id}: {job.path}"
     assert steps[0].startswith("step 1/12: epoch 0.33, loss ")
-    assert steps[-1].startswith("step 12: evaluation loss ")
+    last, *summary = steps[steps.index(next(line for line in steps if line.startswith("step 12: "))) :]
+    assert last.startswith("step 12: evaluation loss ")
+    assert [line.split()[0] for line in summary] == ["steps", "loss", "evaluation", "speed", "time", "busy", "memory"]
+    first = metrics(job)[0]["loss"]
+    assert re.fullmatch(rf"loss +{first:.4f} -> {losses(job)[-1]:.4f}, token accuracy [\d.]+%", summary[1])
+    assert re.fullmatch(r"busy +100%", summary[5])
     assert result == f"result       {job.adapter}"
     assert board == f"TensorBoard  {job.tensorboard}"
     assert following == f'next         sparkctl ask {job.id} "your question"'
