@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import os
+import re
 import signal
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -15,7 +15,7 @@ from tests.commandline import CommandLine, finished, gone, losses, metrics, pids
 
 pytestmark = pytest.mark.timeout(900)
 
-STEPS = 160
+STEPS = 100
 
 
 @pytest.fixture(scope="module")
@@ -41,19 +41,16 @@ def _by_step(job: JobFolder) -> dict[int, float]:
 
 def test_a_job_goes_on_after_a_failure_and_after_a_stop_as_if_nothing_had_been(commands: CommandLine) -> None:
     job = commands.detach("tiny.yaml")
-    _at_work(job, 22)
-    refused = commands("resume", job.id)
-    assert (refused.returncode, refused.stdout) == (3, "")
-    assert refused.stderr.startswith(f"error: job {job.id} is running\n"), refused.stderr
-    running = next(row for row in json.loads(commands("jobs", "--json").stdout) if row["id"] == job.id)
-    assert list(running["memory"]) == ["this machine"]
-    assert running["memory"]["this machine"] > 100 << 20  # two processes with torch
+    _at_work(job, 12)
     os.kill(job.state().rank_pids[1], signal.SIGKILL)
     wait_for(lambda: job.state().ended)
     assert job.state().state == "failed"
 
     detached = commands("resume", job.id[-4:], "--detach")
     assert (detached.returncode, detached.stdout) == (0, f"{job.id}\n"), detached.stderr
+    refused = commands("resume", job.id)  # it is being loaded
+    assert (refused.returncode, refused.stdout) == (3, "")
+    assert re.match(f"error: job {job.id} is (staging|starting|running)\n", refused.stderr), refused.stderr
     before = _newest(job)
     _at_work(job, before + 5)
     assert (job.state().attempt, job.state().first) == (2, 2)
