@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -19,7 +20,7 @@ from launch.finetune.strategy import Tally, token_loss
 from launch.recipe import FinetuneRecipe
 
 
-class Replicas:
+class Replicas(ABC):
     """A model that averages the gradients of all ranks by itself, on the last micro-batch of a step.
 
     Args:
@@ -96,5 +97,6 @@ class Replicas:
         dist.all_reduce(sums)
         return Tally(loss=float(sums[0]) / learned, accuracy=float(sums[1]) / learned)
 
+    @abstractmethod
     def _synchronise(self, now: bool) -> None:
-        raise NotImplementedError
+        """Whether the ranks average their gradients in the next backward pass."""
