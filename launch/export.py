@@ -7,6 +7,7 @@ import shlex
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Literal
 
+from cluster.errors import RefusedError
 from cluster.inventory import is_secret
 from launch.recipe import CommandRecipe, FinetuneRecipe, InferenceRecipe
 
@@ -42,7 +43,11 @@ def spec_of(prepared: Prepared, *, version: str) -> JobSpec:
     from launch.spec import JobSpec, RankSpec
 
     wanted = prepared.recipe
-    adapter = wanted.adapter_path if isinstance(wanted, InferenceRecipe) else None
+    if isinstance(wanted, InferenceRecipe) and wanted.adapter_from is not None:
+        raise RefusedError(
+            f"{wanted.name}: adapter_from names a job of this pair, which is not known elsewhere",
+            "give `adapter_path` the adapter/ folder of the job, as it lies there",
+        )
     datasets = tuple(one.path for one in wanted.datasets) if isinstance(wanted, FinetuneRecipe) else ()
     return JobSpec(
         id=wanted.name,
@@ -57,7 +62,7 @@ def spec_of(prepared: Prepared, *, version: str) -> JobSpec:
                 start=rank.cut.start,
                 end=rank.cut.end,
                 model=wanted.base_model,
-                adapters={adapter: adapter} if adapter else {},
+                adapters=dict(prepared.adapters),
                 datasets=datasets,
             )
             for rank in prepared.plan.ranks

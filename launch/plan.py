@@ -253,11 +253,8 @@ def refuse_absent(recipe: Recipe) -> None:
 
 
 def _missing(recipe: FinetuneRecipe | InferenceRecipe) -> tuple[str, str] | None:
-    if isinstance(recipe, InferenceRecipe):
-        absent = [
-            (recipe.adapter_from is not None, "`adapter_from`", "give `adapter_path` the job's adapter/ folder"),
-        ]
-    else:
+    absent: list[tuple[bool, str, str]] = []
+    if isinstance(recipe, FinetuneRecipe):
         absent = [
             (
                 recipe.adapter == "qlora" and recipe.strategy in ("fsdp2", "ddp"),

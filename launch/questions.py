@@ -9,7 +9,7 @@ from typing import Any
 from cluster.errors import RefusedError, WrongInputError
 from launch.handle import JobHandle
 from launch.inference.request import Request, Sampling
-from launch.recipe import FinetuneRecipe, InferenceRecipe, parse_dump
+from launch.recipe import FinetuneRecipe, InferenceRecipe, is_on_node, parse_dump
 from launch.rows import Turn
 
 
@@ -36,6 +36,33 @@ def recipe_for(job: JobHandle) -> InferenceRecipe:
         max_model_len=recipe.sequence_len,
         quantization="nf4" if recipe.adapter == "qlora" else None,  # what did not fit in 16 bits then does not now
     )
+
+
+def adapter_of(job: JobHandle, base_model: str) -> str:
+    """Where the adapter lies that a fine-tune has made, as a recipe would name it.
+
+    Args:
+        base_model: what it is to be served with.
+
+    Raises:
+        RefusedError: the job is no fine-tune, is not done, has trained the whole model, or another one.
+    """
+    found = recipe_for(job)
+    if found.adapter_path is None:
+        raise RefusedError(
+            f"job {job.id} has made no adapter: it has trained the whole model",
+            f"leave out adapter_from, and give `base_model: {found.base_model}`",
+        )
+    if _bare(found.base_model) != _bare(base_model):
+        raise RefusedError(
+            f"job {job.id} has trained an adapter of {found.base_model}, not of {base_model}",
+            f"serve that one, or, where both are the same model, give `adapter_path: {found.adapter_path}`",
+        )
+    return found.adapter_path
+
+
+def _bare(reference: str) -> str:
+    return reference.partition(":")[2] if is_on_node(reference) else reference
 
 
 def requests(texts: Sequence[str], *, max_tokens: int, sampling: Sampling) -> tuple[Request, ...]:

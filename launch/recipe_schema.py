@@ -345,7 +345,8 @@ class InferenceRecipe(_AnyRecipe):
         description="The folder of a LoRA adapter to serve with the model.",
     )
     adapter_from: Name | None = Field(
-        default=None, description="The fine-tune job whose adapter to serve; excludes adapter_path."
+        default=None,
+        description="The fine-tuned job whose adapter to serve, under the name given here; excludes adapter_path.",
     )
     max_model_len: int = Field(
         default=4096,

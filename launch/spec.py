@@ -19,7 +19,8 @@ class RankSpec(_Frozen):
 
     Args:
         model: the folder that its stage is loaded from; empty: what the recipe says.
-        adapters: the folder of each adapter, by the name that the recipe gives it (`adapter_path` is its own name).
+        adapters: the folder of each adapter, by the name that the recipe gives it (`adapter_path` is its own name,
+            `adapter_from` the job's).
         datasets: in the recipe's order; empty: what the recipe says.
         memory: bytes that it may take; 0: it is not told.
         needed: bytes that the plan expects it to take.
@@ -121,6 +122,8 @@ class JobSpec(_Frozen):
             recipe["model" if recipe["kind"] == "command" else "base_model"] = local.model
         if recipe.get("adapter_path"):
             recipe["adapter_path"] = local.adapters.get(recipe["adapter_path"], recipe["adapter_path"])
+        elif recipe.get("adapter_from"):
+            recipe["adapter_path"], recipe["adapter_from"] = local.adapters[recipe["adapter_from"]], None
         if local.datasets:
             recipe["datasets"] = [
                 {**dataset, "path": path} for dataset, path in zip(recipe["datasets"], local.datasets, strict=True)

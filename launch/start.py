@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -40,6 +41,7 @@ class Prepared:
     plan: Plan
     inventory: Inventory
     wants: Wants | None = None
+    adapters: Mapping[str, str] = field(default_factory=dict)  # where each lies, by the name that the recipe gives it
 
 
 def prepare_file(
@@ -99,18 +101,19 @@ def prepare(
     """
     planning.refuse_absent(wanted)
     assert not isinstance(wanted, CommandRecipe)  # refused above
+    adapters = _adapters(wanted, inventory, pair)
     if pair is None or inventory.embedded:
         boxes = _boxes(planning.nodes_of(wanted, inventory), inventory, None)
         fetched = _from_hub(wanted.base_model)
         card = fetched.model.card() if fetched else model_card.read(Path(wanted.base_model))
-        prepared = _plan(wanted, card, inventory, source, boxes, fetched)
+        prepared = _plan(wanted, card, inventory, source, boxes, fetched, adapters)
     else:
         from launch import supply
 
         nodes = [pair.transport(node.name) for node in inventory.nodes]
-        wants = supply.find(wanted, nodes, local=next((node.name for node in inventory.nodes if node.is_local), None))
+        wants = supply.find(wanted, nodes, local=_local(inventory), named=adapters)
         boxes = _boxes(planning.nodes_of(wanted, inventory), inventory, pair)
-        prepared = _plan(wanted, wants.model.card(), inventory, source, boxes, wants)
+        prepared = _plan(wanted, wants.model.card(), inventory, source, boxes, wants, adapters)
     if not force:
         planning.refuse_unfit(wanted, prepared.plan)
     return prepared
@@ -137,6 +140,7 @@ def survey(
     if isinstance(wanted, CommandRecipe):
         planning.refuse_absent(wanted)
     assert not isinstance(wanted, CommandRecipe)  # refused above
+    adapters = _adapters(wanted, inventory, pair)
     folder = Path(wanted.base_model)
     if hub.is_id(wanted.base_model) and not folder.is_dir():
         card = hub.read(wanted.base_model)
@@ -144,13 +148,32 @@ def survey(
         from launch import origin
 
         there = [pair.transport(node.name) for node in inventory.nodes]
-        local = next((node.name for node in inventory.nodes if node.is_local), None)
-        card = origin.find(wanted.base_model, there, local=local).card()
+        card = origin.find(wanted.base_model, there, local=_local(inventory)).card()
     else:
         card = model_card.read(folder, needs_weights=False)
     nodes = planning.nodes_of(wanted, inventory)
     boxes = _boxes(nodes, inventory, pair) if memory is None else box.asked(nodes, memory)
-    return _plan(wanted, card, inventory, source, boxes)
+    return _plan(wanted, card, inventory, source, boxes, adapters=adapters)
+
+
+def _adapters(
+    wanted: FinetuneRecipe | InferenceRecipe, inventory: Inventory, pair: PairHandle | None
+) -> dict[str, str]:
+    """Where each adapter lies, by the name that the recipe gives it. A pair that is not made yet knows of no job."""
+    if not isinstance(wanted, InferenceRecipe):
+        return {}
+    if wanted.adapter_from is not None and (pair is not None or inventory.embedded):
+        from launch import questions
+        from launch.handle import PairHandle
+
+        with PairHandle(inventory) if pair is None else contextlib.nullcontext(pair) as asked:
+            job = asked.find(wanted.adapter_from)
+            return {wanted.adapter_from: questions.adapter_of(job, wanted.base_model)}
+    return {wanted.adapter_path: wanted.adapter_path} if wanted.adapter_path is not None else {}
+
+
+def _local(inventory: Inventory) -> str | None:
+    return next((node.name for node in inventory.nodes if node.is_local), None)
 
 
 def _from_hub(model: str) -> Wants | None:
@@ -169,6 +192,7 @@ def _plan(
     source: str,
     boxes: Sequence[Box],
     wants: Wants | None = None,
+    adapters: Mapping[str, str] | None = None,
 ) -> Prepared:
     """Lay the model out; where its weights lie here, so that it could be started, check what goes with them too."""
     is_here = wants is None and card.has_weights and card.folder.is_dir()  # else it has been checked
@@ -179,13 +203,15 @@ def _plan(
         from launch import supply
 
         adapter = supply.adapter_elements(wants.adapters, card.layers)
-    elif isinstance(wanted, InferenceRecipe) and wanted.adapter_path is not None:
-        adapter = model_card.adapter_elements(Path(wanted.adapter_path), card.layers)
+    else:
+        for reference in (adapters or {}).values():
+            if not recipe.is_on_node(reference):  # what lies on a node is looked at before it is started
+                adapter = model_card.adapter_elements(Path(reference), card.layers)
     made = planning.plan(wanted, card, boxes, adapter=adapter)
     if (is_here or inventory.embedded) and isinstance(wanted, FinetuneRecipe):
         for dataset in wanted.datasets:
             rows.check(Path(dataset.path), dataset.type, skip_bad=wanted.skip_bad_rows)
-    return Prepared(wanted, source, card, made, inventory, wants)
+    return Prepared(wanted, source, card, made, inventory, wants, adapters or {})
 
 
 def _boxes(nodes: Sequence[Node], inventory: Inventory, pair: PairHandle | None) -> tuple[Box, ...]:
@@ -257,7 +283,7 @@ def _place(prepared: Prepared, pair: PairHandle, watch: Callable[[Progress], Non
     from launch import halves
 
     if pair.record is None:  # the ranks are on this machine, and read what the recipe names
-        named, nodes = _as_named(prepared.recipe), [planned.node for planned in prepared.plan.ranks]
+        named, nodes = _as_named(prepared), [planned.node for planned in prepared.plan.ranks]
         if prepared.wants is not None:
             model = halves.fetch_here(prepared.wants.model, prepared.card.layers, nodes[0], watch)
             named = replace(named, model=model)
@@ -268,12 +294,12 @@ def _place(prepared: Prepared, pair: PairHandle, watch: Callable[[Progress], Non
     return halves.place(prepared.wants, cuts, sites, watch)
 
 
-def _as_named(wanted: FinetuneRecipe | InferenceRecipe) -> Placed:
+def _as_named(prepared: Prepared) -> Placed:
     from launch.halves import Placed
 
-    adapter = wanted.adapter_path if isinstance(wanted, InferenceRecipe) else None
+    wanted = prepared.recipe
     data = tuple(dataset.path for dataset in wanted.datasets) if isinstance(wanted, FinetuneRecipe) else ()
-    return Placed(wanted.base_model, data, {adapter: adapter} if adapter else {})
+    return Placed(wanted.base_model, data, dict(prepared.adapters))
 
 
 def _rank(prepared: Prepared, planned: RankPlan, record: PairRecord | None, placed: Placed) -> RankSpec:

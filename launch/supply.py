@@ -15,12 +15,19 @@ from launch.recipe import FinetuneRecipe, InferenceRecipe
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
 
-def find(wanted: FinetuneRecipe | InferenceRecipe, nodes: Sequence[Transport], *, local: str | None) -> Wants:
+def find(
+    wanted: FinetuneRecipe | InferenceRecipe,
+    nodes: Sequence[Transport],
+    *,
+    local: str | None,
+    named: Mapping[str, str] | None = None,
+) -> Wants:
     """Where the recipe's model, data and adapter lie.
 
     Args:
         nodes: of the pair, head first.
         local: the name of the node that is this machine; None: it is no node.
+        named: where the adapters lie, by the names that the recipe gives them.
 
     Raises:
         WrongInputError: something is nowhere, or is not what it should be.
@@ -36,8 +43,8 @@ def find(wanted: FinetuneRecipe | InferenceRecipe, nodes: Sequence[Transport], *
             if found.node in (HERE, local) and found.contents.is_file:
                 # What lies elsewhere is checked by the ranks.
                 rows.check(Path(found.contents.path), one.type, skip_bad=wanted.skip_bad_rows)
-    elif wanted.adapter_path is not None:
-        adapters[wanted.adapter_path] = origin.find(wanted.adapter_path, nodes, local=local, what="adapter")
+    for name, reference in (named or {}).items():
+        adapters[name] = origin.find(reference, nodes, local=local, what="adapter")
     return Wants(model, datasets, adapters)
 
 

@@ -98,7 +98,7 @@ def run(folder: JobFolder, spec: JobSpec, rank: int, device: torch.device, repor
 def model_names(recipe: InferenceRecipe) -> dict[str, str | None]:
     """What clients call the models, and the adapter of each. An adapter comes first: it answers where nobody chooses."""
     base = recipe.served_model_name or recipe.name
-    if recipe.adapter_path is None:
+    adapter = recipe.adapter_from or (Path(recipe.adapter_path).name if recipe.adapter_path else None)
+    if adapter is None:
         return {base: None}
-    adapter = recipe.adapter_from or Path(recipe.adapter_path).name
     return {adapter if adapter != base else f"{base}-adapter": "adapter", base: None}

@@ -274,6 +274,7 @@ def test_an_unknown_node_is_answered_with_those_there_are() -> None:
         tune(adapter="full", strategy="pipeline", nodes=1, val_set_size=0.1, eval_steps=5),
         serve(quantization=None),
         serve(quantization=None, adapter_path="/adapters/a"),
+        serve(quantization=None, adapter_from="tune-1a2b"),
     ],
 )
 def test_what_this_version_does_is_not_refused(recipe: Recipe) -> None:
@@ -288,7 +289,6 @@ def test_what_this_version_does_is_not_refused(recipe: Recipe) -> None:
         (tune(adapter="qlora", strategy="fsdp2"), "`adapter: qlora` with `strategy: fsdp2`"),
         (tune(adapter="qlora", strategy="ddp"), "`adapter: qlora` with `strategy: ddp`"),
         (tune(adapter="lora", datasets=[{"path": "a.jsonl", "type": "qa", "split": "test"}]), "`datasets[].split`"),
-        (serve(quantization=None, adapter_from="tune-1a2b"), "`adapter_from`"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
