@@ -74,7 +74,7 @@ TOOLS = """
 avahi-browse docker ethtool ib_write_bw ib_write_lat iperf3 loginctl netplan nmcli ping rsync sudo systemd-run uv
 """
 DISTRIBUTIONS = """
-accelerate bitsandbytes click datasets deepspeed fastapi nvidia-nccl-cu12 nvidia-nccl-cu13 peft pydantic pyyaml rich
+accelerate bitsandbytes click datasets deepspeed fastapi numpy nvidia-nccl-cu12 nvidia-nccl-cu13 peft pydantic pyyaml rich
 safetensors sparkctl-dgx tensorboard torch transformers uvicorn
 """
 GPU_COLUMNS = """

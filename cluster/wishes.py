@@ -40,6 +40,8 @@ INSTALLED = (
     "tensorboard",
     "fastapi",
     "uvicorn",
+    "numpy",
+    "xxhash",
 )
 _INSTALL_SECONDS = 3600.0
 _GIB = 1 << 30

@@ -73,7 +73,7 @@ def test_a_killed_rank_is_told_to_clients_and_the_tunnel_leads_to_the_next_serve
 
 
 def test_a_stop_takes_nothing_new_and_tells_whoever_cannot_finish(narrow: Served) -> None:
-    endpoint = served(narrow.commands, narrow.job)  # it may have come back on another port
+    endpoint = served(narrow.commands, narrow.job)  # the attempt before has told clients its port
     with closing(_long(endpoint, 30)) as connection:
         wait_for(lambda: endpoint.metric("requests_running") == 1, seconds=60)
         with narrow.commands.started("stop", narrow.job.id) as process:
