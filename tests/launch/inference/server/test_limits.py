@@ -24,10 +24,12 @@ LENGTH = len(GREETING.encode()) + 1  # tokens: at most one a byte, and the end
 
 
 @pytest.fixture(scope="module")
-def narrow(parrots: Path) -> Iterator[Served]:
-    """One request at a time."""
+def narrow(parrots: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """One request at a time; in a home of its own, or the end of this server would be the end of all."""
+    folder = tmp_path_factory.mktemp("narrow")
+    (folder / "model").symlink_to(parrots / "model")
     changes = {"name": "narrow", "max_num_seqs": 1, "adapter_path": None, "restart": {"max": 2, "backoff": "1s"}}
-    with serving(parrots, **changes) as made:
+    with serving(folder, **changes) as made:
         yield made
 
 
