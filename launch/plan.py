@@ -257,9 +257,9 @@ def _missing(recipe: FinetuneRecipe | InferenceRecipe) -> tuple[str, str] | None
     if isinstance(recipe, FinetuneRecipe):
         absent = [
             (
-                recipe.adapter == "qlora" and recipe.strategy in ("fsdp2", "ddp"),
-                f"`adapter: qlora` with `strategy: {recipe.strategy}`",
-                "use `strategy: pipeline`",
+                recipe.adapter == "qlora" and recipe.strategy == "fsdp2",
+                "`adapter: qlora` with `strategy: fsdp2`",
+                "use `strategy: pipeline`, or `ddp` where the model in 4 bits fits one node",
             ),
             (
                 recipe.sample_packing and recipe.strategy == "fsdp2",

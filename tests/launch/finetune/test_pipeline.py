@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -83,7 +83,8 @@ def train(rank: int, world: int, wanted: FinetuneRecipe, out: Path) -> list[tupl
 
 def one_process(wanted: FinetuneRecipe) -> tuple[list[tuple[float, float]], dict[str, torch.Tensor]]:
     """The reference: the whole model with peft, torch's clipping, transformers' schedule, a mask, and none of our loop."""
-    stage = Stage.load(Path(wanted.base_model), whole(4), dtype=torch.float32, device=CPU)
+    nf4: Literal["nf4"] | None = "nf4" if wanted.adapter == "qlora" else None
+    stage = Stage.load(Path(wanted.base_model), whole(4), dtype=torch.float32, device=CPU, quantization=nf4)
     model = stage.model if wanted.adapter == "full" else adapt.add_lora(stage, wanted)
     model.train()
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}

@@ -48,8 +48,19 @@ def train(rank: int, wanted: FinetuneRecipe, folder: Path, cut_off: int) -> list
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
-@pytest.mark.parametrize(("architecture", "adapter"), [("llama", "lora"), ("qwen3-moe", "lora"), ("llama", "full")])
+@pytest.mark.parametrize(
+    ("strategy", "architecture", "adapter"),
+    [
+        ("ddp", "llama", "lora"),
+        ("ddp", "qwen3-moe", "lora"),
+        ("ddp", "llama", "qlora"),
+        ("ddp", "qwen3-moe", "qlora"),
+        ("ddp", "llama", "full"),
+        ("fsdp2", "llama", "lora"),
+        ("fsdp2", "qwen3-moe", "lora"),
+        ("fsdp2", "llama", "full"),
+    ],
+)
 def test_two_ranks_learn_what_one_process_learns_even_when_cut_off(
     strategy: str, architecture: str, adapter: str, tmp_path: Path
 ) -> None:
