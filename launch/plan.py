@@ -261,11 +261,6 @@ def _missing(recipe: FinetuneRecipe | InferenceRecipe) -> tuple[str, str] | None
                 "`adapter: qlora` with `strategy: fsdp2`",
                 "use `strategy: pipeline`, or `ddp` where the model in 4 bits fits one node",
             ),
-            (
-                recipe.sample_packing and recipe.strategy == "fsdp2",
-                "`sample_packing` with `strategy: fsdp2`",
-                "use `strategy: pipeline` or `ddp`",
-            ),
             (recipe.strategy == "zero3", f"`strategy: {recipe.strategy}`", "use `strategy: pipeline`"),
             (any(data.split for data in recipe.datasets), "`datasets[].split`", "leave it out: a file is taken whole"),
         ]

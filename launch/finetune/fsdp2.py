@@ -16,7 +16,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import AutoModelForCausalLM
 
 from cluster.errors import FailedError
-from launch.finetune import adapt
+from launch.finetune import adapt, packing
 from launch.finetune.replicas import Replicas
 from launch.recipe import FinetuneRecipe
 from launch.shard.stage import Stage, find_decoder, load_config
@@ -56,6 +56,13 @@ class Fsdp2(Replicas):
                 f"fsdp2 left {unsharded[0]} whole on every rank", "report this, or use `strategy: pipeline`"
             )
         model.train()
+        if recipe.sample_packing:
+            # Through the outermost module: a layer that runs before it would take itself for the whole.
+            packing.check(
+                Stage(plain, whole(layers)),
+                recipe.name,
+                lambda row, **given: model(input_ids=row, use_cache=False, **given).logits,
+            )
         if recipe.gradient_checkpointing:
             plain.activation_checkpointing_enable({"use_reentrant": False})
         super().__init__(model, model, recipe, device, autocast)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -45,10 +45,15 @@ def join(samples: Sequence[Sample]) -> Sample:
 
 
 @torch.no_grad()
-def check(stage: Stage, name: str) -> None:
+def check(stage: Stage, name: str, forward: Callable[..., torch.Tensor] | None = None) -> None:
     """Make sure, by trying it, that samples in one row do not see each other in this model.
 
     Attention keeps them apart by their positions; layers that carry a state along the row (linear attention, convolutions) do not.
+
+    Args:
+        stage: the loaded model or part of it.
+        name: the recipe's, for the message.
+        forward: runs the stage, with the arguments of Stage.forward, where it must not be run by itself.
 
     Raises:
         RefusedError: they see each other.
@@ -61,8 +66,9 @@ def check(stage: Stage, name: str) -> None:
     else:
         row = torch.randn((1, ends[-1], stage.hidden_size), generator=generator).to(stage.device, stage.dtype)
     positions = torch.cat([torch.arange(9), torch.arange(7)])[None].to(stage.device)
-    together = stage.forward(row, attention_mask=None, position_ids=positions)
-    alone = stage.forward(row[:, 9:], attention_mask=None, position_ids=positions[:, 9:])
+    run = forward or stage.forward
+    together = run(row, attention_mask=None, position_ids=positions)
+    alone = run(row[:, 9:], attention_mask=None, position_ids=positions[:, 9:])
     tolerance = 1e-3 if stage.dtype == torch.float32 else 5e-2
     shown = float(alone.abs().max())
     if not torch.allclose(together[:, 9:].float(), alone.float(), rtol=tolerance, atol=tolerance * shown):

@@ -272,6 +272,7 @@ def test_an_unknown_node_is_answered_with_those_there_are() -> None:
     [
         tune(adapter="lora"),
         tune(adapter="qlora", strategy="ddp"),
+        tune(adapter="lora", strategy="fsdp2", sample_packing=True),
         tune(adapter="full", strategy="pipeline", nodes=1, val_set_size=0.1, eval_steps=5),
         serve(quantization=None),
         serve(quantization=None, adapter_path="/adapters/a"),
@@ -285,7 +286,6 @@ def test_what_this_version_does_is_not_refused(recipe: Recipe) -> None:
 @pytest.mark.parametrize(
     ("recipe", "named"),
     [
-        (tune(adapter="lora", strategy="fsdp2", sample_packing=True), "`sample_packing` with `strategy: fsdp2`"),
         (tune(adapter="lora", strategy="zero3"), "`strategy: zero3`"),
         (tune(adapter="qlora", strategy="fsdp2"), "`adapter: qlora` with `strategy: fsdp2`"),
         (tune(adapter="lora", datasets=[{"path": "a.jsonl", "type": "qa", "split": "test"}]), "`datasets[].split`"),
