@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 from collections.abc import Iterator
 from contextlib import suppress
@@ -46,7 +47,7 @@ def borrowed(tuned: Watched) -> Iterator[JobFolder]:
     finally:
         with suppress(subprocess.TimeoutExpired):  # the home is shared: nothing of it stays
             tuned.commands("stop", job.id, "--now")
-            tuned.commands("clean", "--yes")
+            shutil.rmtree(job.path)
 
 
 def write(path: Path, job: str, **changes: Any) -> None:
