@@ -135,7 +135,9 @@ def test_what_cannot_be_run_yet_can_be_planned(here: Path, capfd: pytest.Capture
     _model(here, "deepseek-r1-distill-qwen-32b")
     status, out, _ = _call(capfd, "plan", "tune.yaml")
     assert status == 0
-    assert "LoRA of rank 16, 8 micro-batches of 1 x 512 tokens a step, pipeline over 2 nodes" in out
+    assert "LoRA of rank 16, 8 micro-batches of 1 x 512 tokens a step, ddp over 2 nodes" in out
+    assert re.search(r"^strategy +ddp: the model fits one node", out, re.MULTILINE)
+    assert re.search(r"^  pipeline +\d+ s a step$", out, re.MULTILINE)
     assert re.search(r"^  step +\d+ s, \d+ tokens/s$", out, re.MULTILINE)
     absent = ("--set", "strategy=zero3", "--set", "adapter=lora")
     assert _call(capfd, "plan", "tune.yaml", *absent)[0] == 0
