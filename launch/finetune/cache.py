@@ -16,6 +16,7 @@ import hashlib
 import json
 import os
 import shutil
+from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -51,7 +52,25 @@ class Counts:
     first_bad: str = ""
 
 
-class Tokens(Sequence[Sample]):
+class Samples(Sequence[Sample]):
+    """Samples that are made as they are asked for."""
+
+    @overload
+    def __getitem__(self, index: int) -> Sample: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Sample]: ...
+    def __getitem__(self, index: int | slice) -> Sample | list[Sample]:
+        """One sample, or those of a slice."""
+        if isinstance(index, slice):
+            return [self.sample(one) for one in range(*index.indices(len(self)))]
+        return self.sample(range(len(self))[index])
+
+    @abstractmethod
+    def sample(self, index: int) -> Sample:
+        """The sample at a place from 0 on."""
+
+
+class Tokens(Samples):
     """The samples of one dataset, read from three arrays as they are asked for.
 
     Shapes: ids int32 [tokens], learned bool [tokens], ends int64 [samples].
@@ -63,15 +82,8 @@ class Tokens(Sequence[Sample]):
     def __len__(self) -> int:
         return len(self.ends)
 
-    @overload
-    def __getitem__(self, index: int) -> Sample: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Sample]: ...
-    def __getitem__(self, index: int | slice) -> Sample | list[Sample]:
-        """One sample, or those of a slice."""
-        if isinstance(index, slice):
-            return [self[one] for one in range(*index.indices(len(self)))]
-        index = range(len(self))[index]
+    def sample(self, index: int) -> Sample:
+        """See Samples.sample."""
         start, end = int(self.ends[index - 1]) if index else 0, int(self.ends[index])
         ids = self.ids[start:end]
         labels = np.where(self.learned[start:end], ids, IGNORED)

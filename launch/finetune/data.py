@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 import torch
 
@@ -17,7 +17,7 @@ from cluster.errors import WrongInputError
 from launch import rows
 from launch.chat import IGNORED, Sample, encode_row
 from launch.finetune import cache, packing
-from launch.finetune.cache import Counts, Tokens
+from launch.finetune.cache import Counts, Samples, Tokens
 from launch.recipe import Dataset, FinetuneRecipe
 
 # Lengths are padded to a multiple of this, which the GPU's matrix units like and which keeps the number of shapes small.
@@ -49,7 +49,7 @@ class Corpus:
     reused: int = 0
 
 
-class Chosen(Sequence[Sample]):
+class Chosen(Samples):
     """Samples of several datasets in an order: of each, the dataset and the place in it; read when they are asked for."""
 
     def __init__(self, sets: Sequence[Tokens], order: Sequence[tuple[int, int]]) -> None:
@@ -58,14 +58,8 @@ class Chosen(Sequence[Sample]):
     def __len__(self) -> int:
         return len(self.order)
 
-    @overload
-    def __getitem__(self, index: int) -> Sample: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Sample]: ...
-    def __getitem__(self, index: int | slice) -> Sample | list[Sample]:
-        """One sample, or those of a slice."""
-        if isinstance(index, slice):
-            return [self._sets[one][place] for one, place in self.order[index]]
+    def sample(self, index: int) -> Sample:
+        """See Samples.sample."""
         one, place = self.order[index]
         return self._sets[one][place]
 
@@ -75,7 +69,7 @@ class Chosen(Sequence[Sample]):
         return [lengths[one][place] for one, place in self.order]
 
 
-class Packed(Sequence[Sample]):
+class Packed(Samples):
     """Rows of several samples each, joined as they are asked for; the same rows in every epoch."""
 
     def __init__(self, samples: Sequence[Sample], dealt: Sequence[Sequence[int]]) -> None:
@@ -84,14 +78,8 @@ class Packed(Sequence[Sample]):
     def __len__(self) -> int:
         return len(self._dealt)
 
-    @overload
-    def __getitem__(self, index: int) -> Sample: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Sample]: ...
-    def __getitem__(self, index: int | slice) -> Sample | list[Sample]:
-        """One row, or those of a slice."""
-        if isinstance(index, slice):
-            return [self[row] for row in range(*index.indices(len(self)))]
+    def sample(self, index: int) -> Sample:
+        """See Samples.sample."""
         return packing.join([self._samples[sample] for sample in self._dealt[index]])
 
 
